@@ -1,0 +1,6 @@
+"""The numerical kernel: the in-weight bypass and its sampled gradient. Plain tensors in, plain tensors out."""
+
+from neuroada.ops.indices import MAX_IN_FEATURES, pack_indices, unpack_indices
+from neuroada.ops.sampled_gradient import sampled_gradient
+
+__all__ = ["MAX_IN_FEATURES", "pack_indices", "sampled_gradient", "unpack_indices"]
