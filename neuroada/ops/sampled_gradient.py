@@ -1,10 +1,15 @@
 """The sampled gradient: the entries of a Linear's weight gradient at k chosen columns of each row, and no others.
 
     grad[r, j] = sum over t of dy[t, r] * x[t, idx[r, j]]
+
+`reference` is the definition. The others compute the same by other means; `sampled_gradient` picks among them.
+docs/kernels.md has the measurements behind the choice.
 """
 
 import torch
 import torch.nn.functional as F
+
+from neuroada.ops import cpu_kernel
 
 
 def reference(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
@@ -37,6 +42,17 @@ def embedding_bag(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor, tokens: 
     return grad
 
 
+@torch.library.custom_op("neuroada::sampled_gradient", mutates_args=())
 def sampled_gradient(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
-    """dy [..., out], x [..., in], idx [out, k] int64 -> [out, k] in fp32 (float64 for float64), by the fastest backend."""
-    return embedding_bag(dy, x, idx)
+    """dy [..., out], x [..., in], idx [out, k] int64 -> [out, k] in fp32 (float64 for float64), by the fastest backend.
+
+    An operator of torch's, so that torch.compile and FakeTensorMode see one node of known shape.
+    """
+    dy, x = dy.flatten(0, -2), x.flatten(0, -2)
+    library = cpu_kernel.load()
+    return embedding_bag(dy, x, idx) if library is None else cpu_kernel.compiled(dy, x, idx, library)
+
+
+@sampled_gradient.register_fake
+def _(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
+    return idx.new_empty(idx.shape, dtype=torch.promote_types(torch.promote_types(dy.dtype, x.dtype), torch.float32))

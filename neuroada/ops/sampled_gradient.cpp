@@ -1,0 +1,146 @@
+// The sampled gradient on CPU: grad[r, j] = sum over t of dy[t, r] * x[t, idx[r, j]].
+//
+// x and dy arrive token-major, where one column is a cache line per token. They are therefore transposed, a block of
+// TOKENS tokens at a time, so that a column of a block is contiguous and every entry of grad is a plain dot product:
+// k of them for each row, with that row's piece of dy in the L1 cache and the block of x in L2. bf16 becomes fp32 on
+// the way, so all arithmetic is in the type of grad.
+//
+// Threads share the transposed x and own ranges of rows: no partial sums to add up, and the same bits for any number
+// of threads. Built by cpu_kernel.py with nothing but a C++17 compiler (vector extensions of gcc and clang).
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int64_t TOKENS = 128;                 // tokens of a block, zero-padded: 512 bytes a column in fp32
+constexpr int64_t TILE = 16;                    // a transpose goes by tiles of 16 x 16
+constexpr int64_t ROWS = 32;                    // rows of dy transposed at once: 16 KiB in fp32, half of an L1 cache
+constexpr int64_t CHUNK_BYTES = 4 << 20;        // transposed x kept at once (at least one block)
+
+struct bfloat16 {
+  uint16_t bits;
+  operator float() const {
+    const uint32_t wide = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &wide, sizeof value);
+    return value;
+  }
+};
+
+// from[t * stride + c], tokens x columns -> to[c * TOKENS + t]; columns of absent tokens up to the tile's end are zero.
+template <class In, class Acc>
+void transpose(const In* from, int64_t stride, int64_t tokens, int64_t columns, Acc* to) {
+  for (int64_t c0 = 0; c0 < columns; c0 += TILE) {
+    const int64_t width = std::min(TILE, columns - c0);
+    for (int64_t t0 = 0; t0 < TOKENS; t0 += TILE) {
+      Acc tile[TILE][TILE] = {};
+      const int64_t height = std::min(TILE, tokens - t0);
+      if (height == TILE && width == TILE) {
+        for (int t = 0; t < TILE; t++)
+          for (int c = 0; c < TILE; c++) tile[t][c] = from[(t0 + t) * stride + c0 + c];
+      } else {
+        for (int64_t t = 0; t < height; t++)
+          for (int64_t c = 0; c < width; c++) tile[t][c] = from[(t0 + t) * stride + c0 + c];
+      }
+      for (int64_t c = 0; c < width; c++) {
+        Acc column[TILE];
+        for (int t = 0; t < TILE; t++) column[t] = tile[t][c];
+        std::memcpy(to + (c0 + c) * TOKENS + t0, column, sizeof column);
+      }
+    }
+  }
+}
+
+template <class Acc>
+struct Lanes {
+  static constexpr int64_t COUNT = 64 / sizeof(Acc);
+  typedef Acc Vector __attribute__((vector_size(64)));
+  Vector value = {};
+
+  static Vector load(const Acc* from) {
+    Vector v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+  Acc sum() const {
+    Acc part[COUNT];
+    std::memcpy(part, &value, sizeof part);
+    for (int64_t half = COUNT / 2; half > 0; half /= 2)
+      for (int64_t i = 0; i < half; i++) part[i] += part[i + half];
+    return part[0];
+  }
+};
+
+// grad[j] += dot(dy, x column idx[j]) for N values of j at once: N independent accumulators hide the FMA's latency.
+template <int N, class Acc>
+void dots(const Acc* dy, const Acc* x, const int64_t* idx, Acc* grad) {
+  using L = Lanes<Acc>;
+  L acc[N];
+  const Acc* column[N];
+  for (int n = 0; n < N; n++) column[n] = x + idx[n] * TOKENS;
+  for (int64_t t = 0; t < TOKENS; t += L::COUNT) {
+    const auto d = L::load(dy + t);
+    for (int n = 0; n < N; n++) acc[n].value += d * L::load(column[n] + t);
+  }
+  for (int n = 0; n < N; n++) grad[n] += acc[n].sum();
+}
+
+template <class In, class Acc>
+void sampled_gradient(const In* dy, int64_t dy_stride, const In* x, int64_t x_stride, const int64_t* idx, Acc* grad,
+                      Acc* scratch, int64_t tokens, int64_t out, int64_t in, int64_t k, int threads) {
+  const int64_t blocks = std::max<int64_t>(1, CHUNK_BYTES / int64_t(sizeof(Acc) * in * TOKENS));
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t team = omp_get_num_threads(), member = omp_get_thread_num();
+    const int64_t first_row = out * member / team, last_row = out * (member + 1) / team;
+    const int64_t first_column = in * member / team, last_column = in * (member + 1) / team;
+    alignas(64) Acc rows[ROWS * TOKENS];
+
+    for (int64_t chunk = 0; chunk < tokens; chunk += blocks * TOKENS) {
+      const int64_t end = std::min(tokens, chunk + blocks * TOKENS);
+      Acc* block = scratch;
+      for (int64_t t = chunk; t < end; t += TOKENS, block += in * TOKENS)
+        transpose(x + t * x_stride + first_column, x_stride, std::min(TOKENS, end - t), last_column - first_column,
+                  block + first_column * TOKENS);
+#pragma omp barrier
+      block = scratch;
+      for (int64_t t = chunk; t < end; t += TOKENS, block += in * TOKENS) {
+        for (int64_t r0 = first_row; r0 < last_row; r0 += ROWS) {
+          const int64_t count = std::min(ROWS, last_row - r0);
+          transpose(dy + t * dy_stride + r0, dy_stride, std::min(TOKENS, end - t), count, rows);
+          for (int64_t r = 0; r < count; r++) {
+            const int64_t* columns = idx + (r0 + r) * k;
+            Acc* entries = grad + (r0 + r) * k;
+            int64_t j = 0;
+            for (; j + 4 <= k; j += 4) dots<4>(rows + r * TOKENS, block, columns + j, entries + j);
+            for (; j < k; j++) dots<1>(rows + r * TOKENS, block, columns + j, entries + j);
+          }
+        }
+      }
+#pragma omp barrier
+    }
+  }
+}
+
+}  // namespace
+
+// Elements the caller has to provide as `scratch`, in the type of grad.
+extern "C" int64_t scratch_elements(int64_t tokens, int64_t in, int64_t element_bytes) {
+  const int64_t blocks = std::max<int64_t>(1, CHUNK_BYTES / (element_bytes * in * TOKENS));
+  return std::min((tokens + TOKENS - 1) / TOKENS, blocks) * in * TOKENS;
+}
+
+// dy [tokens, out] and x [tokens, in] with unit column strides and the given row strides, idx [out, k] with values in
+// [0, in), grad [out, k] zeroed by the caller: idx and grad contiguous.
+#define EXPORT(NAME, IN, ACC)                                                                                         \
+  extern "C" void NAME(const IN* dy, int64_t dy_stride, const IN* x, int64_t x_stride, const int64_t* idx, ACC* grad, \
+                       ACC* scratch, int64_t tokens, int64_t out, int64_t in, int64_t k, int threads) {               \
+    sampled_gradient(dy, dy_stride, x, x_stride, idx, grad, scratch, tokens, out, in, k, threads);                    \
+  }
+EXPORT(sampled_gradient_float32, float, float)
+EXPORT(sampled_gradient_bfloat16, bfloat16, float)
+EXPORT(sampled_gradient_float64, double, double)
