@@ -1,0 +1,22 @@
+"""The method as a PEFT tuner. Importing this package registers it with PEFT.
+
+PEFT's own `register_peft_method` refuses names outside its closed enum, so the three tables it would fill are filled
+here; everything in PEFT that looks a method up reads them (peft 0.21).
+"""
+
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+
+from neuroada.adapter.config import NeuroAdaConfig, NeuroAdaType
+from neuroada.adapter.gradient_selection import select_by_gradient
+from neuroada.adapter.layer import NeuroAdaLinear
+from neuroada.adapter.model import NeuroAdaModel
+
+PEFT_TYPE_TO_CONFIG_MAPPING[NeuroAdaType.NEUROADA] = NeuroAdaConfig
+PEFT_TYPE_TO_TUNER_MAPPING[NeuroAdaType.NEUROADA] = NeuroAdaModel
+PEFT_TYPE_TO_PREFIX_MAPPING[NeuroAdaType.NEUROADA] = NeuroAdaModel.prefix
+
+__all__ = ["NeuroAdaConfig", "NeuroAdaLinear", "NeuroAdaModel", "select_by_gradient"]

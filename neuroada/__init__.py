@@ -1,0 +1,51 @@
+"""NeuroAda as a PEFT method whose tensors shard like any other weight, and recipes that run it anywhere.
+
+    import neuroada                      # PEFT knows the method from here on
+    from neuroada import NeuroAdaConfig
+
+Importing PEFT takes seconds, which a command that only reads a recipe must not pay: the method is registered when PEFT
+is there already, or else the moment somebody imports it.
+"""
+
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+__all__ = ["NeuroAdaConfig", "NeuroAdaModel", "select_by_gradient"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("neuroada.adapter"), name)
+    raise AttributeError(f"module 'neuroada' has no attribute {name!r}")
+
+
+class _RegisterAfterPeft(MetaPathFinder, Loader):
+    """Lets the import of PEFT run as ever, then imports neuroada.adapter, which registers the method."""
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != "peft":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec("peft")
+        if spec is not None and spec.loader is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__.loader = module.__loader__ = self.loader  # type: ignore[union-attr]
+        self.loader.exec_module(module)
+        importlib.import_module("neuroada.adapter")
+
+
+if "peft" in sys.modules:
+    importlib.import_module("neuroada.adapter")
+else:
+    sys.meta_path.insert(0, _RegisterAfterPeft())

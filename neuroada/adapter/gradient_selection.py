@@ -1,0 +1,63 @@
+"""selection = gradient: the connections whose loss gradient is largest on one batch, layer by layer in one backward."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from neuroada import sharding
+from neuroada.adapter.layer import NeuroAdaLinear
+from neuroada.adapter.model import NeuroAdaModel
+from neuroada.adapter.selection import select_top_k
+from neuroada.ops import unpack_indices, pack_indices
+
+
+class _Scout(torch.autograd.Function):
+    """A Linear that, on its way back, keeps the columns of its largest gradients: one dense gradient at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, delta, found: dict[str, torch.Tensor], name: str) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, weight)
+        ctx.found, ctx.name, ctx.k = found, name, delta.shape[1]
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (dy,) = grads
+        x, weight = ctx.saved_tensors
+        dense = dy.flatten(0, -2).t().float() @ x.flatten(0, -2).float()
+        ctx.found[ctx.name] = pack_indices(select_top_k(dense, ctx.k, "gradient"))
+        return dy @ weight if ctx.needs_input_grad[0] else None, None, None, None, None, None
+
+
+def select_by_gradient(model: NeuroAdaModel, adapter: str, backward: Callable[[], None]) -> None:
+    """Choose the adapter's connections where |dL/dW| is largest.
+
+    `backward` runs the model on one batch, every layer once, and the loss's backward; the same batch on every rank, so
+    that the choice does not depend on their number. Memory: one layer's dense gradient at a time, in fp32.
+    """
+    found: dict[str, torch.Tensor] = {}
+    layers = model.layers(adapter)
+    for layer in layers:
+        layer.forward = _scouting(layer, adapter, found)  # type: ignore[method-assign]
+    try:
+        backward()
+    finally:
+        for layer in layers:
+            del layer.forward
+    for layer in layers:
+        idx_bytes = found[layer.name]
+        if dist.is_initialized():
+            dist.broadcast(idx_bytes, 0)  # devices may round differently
+        with sharding.own_rows(layer.base_layer.weight) as (rows, weight):
+            layer.set_connections(adapter, rows, unpack_indices(idx_bytes)[rows], weight)
+
+
+def _scouting(layer: NeuroAdaLinear, adapter: str, found: dict[str, torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        weight, bias = layer.base_layer.weight, layer.base_layer.bias
+        return _Scout.apply(x, weight, bias, layer.neuroada_delta[adapter], found, layer.name)
+
+    return forward

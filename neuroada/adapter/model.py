@@ -1,0 +1,131 @@
+"""NeuroAda as a PEFT tuner."""
+
+import difflib
+import re
+from collections import Counter
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from neuroada.adapter.config import NeuroAdaConfig
+from neuroada.adapter.fingerprint import fingerprint
+from neuroada.adapter.layer import NeuroAdaLinear
+from neuroada.errors import UserError
+
+DECODER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ENCODER = ["query", "key", "value", "dense"]
+
+
+class NeuroAdaModel(BaseTuner):
+    """Wraps every target Linear of a model in a `NeuroAdaLinear` and freezes the rest."""
+
+    prefix = "neuroada_"
+    tuner_layer_cls = NeuroAdaLinear
+    target_module_mapping = {  # noqa: RUF012 (the base class declares it so)
+        **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), DECODER),
+        **dict.fromkeys(("bert", "roberta"), ENCODER),
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_load_state_dict_post_hook(NeuroAdaModel._check_fingerprints)
+
+    def layers(self, adapter: str) -> list[NeuroAdaLinear]:
+        """The layers that carry this adapter, in the model's order."""
+        found = [module for module in self.model.modules() if isinstance(module, NeuroAdaLinear)]
+        return [layer for layer in found if adapter in layer.neuroada_idx]
+
+    def _prepare_model(self, peft_config: NeuroAdaConfig, model: nn.Module) -> None:
+        """Refuse targets that match nothing before any layer is replaced."""
+        names = [name for name, _ in model.named_modules()]
+        targets = peft_config.target_modules
+        if targets == "all-linear":
+            return
+        if isinstance(targets, str):
+            if not any(re.fullmatch(targets, name) for name in names):
+                raise UserError(f"target_modules = {targets!r}: this expression matches no module of the model")
+            return
+        linears = sorted(
+            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        )
+        for target in targets or []:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                near = difflib.get_close_matches(target, linears, n=3, cutoff=0.4) or linears
+                raise UserError(
+                    f"target_modules: {target!r} matches no module of the model; its Linear modules include "
+                    f"{', '.join(near[:8]) or 'none'}"
+                )
+        shared = Counter(id(param) for _, param in model.named_parameters(remove_duplicate=False))
+        self._tied = {key for key, uses in shared.items() if uses > 1}
+
+    def _create_and_replace(
+        self,
+        peft_config: NeuroAdaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str = "",
+        **_: Any,
+    ) -> None:
+        if not isinstance(target, NeuroAdaLinear):
+            self._check_target(current_key, target, parent)
+            assert isinstance(target, nn.Linear)
+            wrapped = NeuroAdaLinear(target, current_key)
+            wrapped.add_adapter(adapter_name, peft_config)
+            wrapped.train(target.training)
+            self._replace_module(parent, target_name, wrapped, target)
+        else:
+            target.add_adapter(adapter_name, peft_config)
+
+    def _check_target(self, name: str, target: nn.Module, parent: nn.Module) -> None:
+        problem = ""
+        if not isinstance(target, nn.Linear):
+            problem = f"is a {type(target).__name__}, not a Linear"
+            if type(target).__name__ == "Conv1D":
+                problem += " (its weight is transposed, so that rows would not be neurons)"
+        elif isinstance(parent, nn.MultiheadAttention):
+            problem = "is read by MultiheadAttention past its forward"
+        elif not target.weight.is_floating_point():
+            problem = f"is quantised ({target.weight.dtype}); load the base model unquantised"
+        elif id(target.weight) in self._tied:
+            problem = "shares its weight with another module, which would change with it"
+        if problem:
+            raise UserError(f"target_modules: {name} {problem}; leave it out of target_modules")
+
+    def unload(self) -> nn.Module:
+        for module in self.model.modules():
+            if isinstance(module, NeuroAdaLinear):
+                module.enable_adapters(False)
+        return super().unload()
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: NeuroAdaConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """What an adapter's file holds: indices and deltas. The base values are the base model's own, and are left out;
+        their fingerprint goes into the configuration, which PEFT writes next."""
+        layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
+        config.base_fingerprint = fingerprint(layers, adapter_name)
+        kept = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        return {key: value for key, value in kept.items() if ".neuroada_base." not in key}
+
+    def _check_fingerprints(self, _: Any) -> None:
+        """After a file was loaded: refuse an adapter that was trained on other base weights."""
+        for adapter, config in self.peft_config.items():
+            layers = self.layers(adapter)
+            if config.base_fingerprint is None or any(adapter in layer.unselected for layer in layers):
+                continue
+            if (found := fingerprint(layers, adapter)) != config.base_fingerprint:
+                raise UserError(
+                    f"adapter {adapter!r} was trained on other base weights (base_fingerprint "
+                    f"{config.base_fingerprint}, here {found}): load it over the base model it names, or set "
+                    f"base_fingerprint to null in its adapter_config.json"
+                )

@@ -1,0 +1,60 @@
+"""ZeRO-3: each rank keeps an equal run of the flattened parameter (`ds_tensor`); the last one is padded.
+
+DeepSpeed gathers a module's own parameters around its forward and backward. A tuner keeps them in child modules whose
+forward never runs, so `adopt` registers them with the layer that uses them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def holds(param: torch.Tensor) -> bool:
+    return hasattr(param, "ds_id")
+
+
+def shape(param: torch.Tensor) -> torch.Size:
+    return param.ds_shape  # type: ignore[attr-defined]
+
+
+def stored(param: torch.Tensor) -> torch.Tensor:
+    return param.ds_tensor.data  # type: ignore[attr-defined]
+
+
+def rows(param: torch.Tensor) -> slice | None:
+    group = param.ds_process_group  # type: ignore[attr-defined]
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    each, cut = divmod(shape(param)[0], ranks)
+    return None if cut else slice(rank * each, (rank + 1) * each)
+
+
+@contextmanager
+def whole(param: torch.Tensor) -> Iterator[torch.Tensor]:
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([param]):
+        yield param.data
+
+
+def write_rows(param: torch.Tensor, rows_given: slice, values: torch.Tensor) -> None:
+    values = values.to(param.dtype).contiguous()
+    if rows(param) is not None:
+        # Every partition is whole rows, and each rank brings its own: put them together first. Through DeepSpeed's own
+        # partition call afterwards, so that hpZ's secondary copy (which gathers read) is written too.
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size(param.ds_process_group))]  # type: ignore[attr-defined]
+        dist.all_gather(parts, values, group=param.ds_process_group)  # type: ignore[attr-defined]
+        values = torch.cat(parts)
+    param.all_gather()  # type: ignore[attr-defined]
+    param.data.copy_(values)
+    param.partition(has_been_updated=True)  # type: ignore[attr-defined]
+
+
+def adopt(module: nn.Module, weight: torch.Tensor, params: list[nn.Parameter]) -> None:
+    import deepspeed
+
+    weight.convert_to_zero_parameters(params)  # type: ignore[attr-defined]
+    for param in [weight, *params]:
+        deepspeed.zero.register_external_parameter(module, param)

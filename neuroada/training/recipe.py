@@ -1,0 +1,168 @@
+"""The recipe: everything that decides a run, checked whole before a weight is loaded."""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from neuroada.errors import UserError
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Adapter(Section):
+    """What is trained."""
+
+    method: Literal["neuroada", "lora", "full"] = "neuroada"
+    k: Positive = 20  # trained connections of each neuron
+    selection: Literal["magnitude", "gradient", "reverse", "random"] = "magnitude"
+    target_modules: Annotated[list[str], Field(min_length=1)]
+    rank: Positive = 8  # of method lora
+
+
+class Optimizer(Section):
+    """AdamW, betas (0.9, 0.999), eps 1e-8, as published."""
+
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_ratio: Fraction = 0.0  # of all steps, linear from 0
+    schedule: Literal["linear", "constant"] = "linear"  # after the warm-up: linear to 0 at the last step
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+
+
+class Train(Section):
+    epochs: Annotated[float, Field(gt=0)] = 3
+    max_steps: Positive | None = None  # ends the run, and its schedule, earlier
+    global_batch_size: Positive = 16  # sequences of an optimizer step, whatever the world size
+    micro_batch_size: Positive = 2  # sequences a rank holds at once; accumulation follows
+    max_length: Annotated[int, Field(ge=8)] = 512  # tokens of prompt and answer together
+    packing: bool = True  # the sequences of a micro batch end to end, without padding
+    dtype: Literal["bf16", "fp32"] = "bf16"  # of the frozen weights and of the compute; deltas are fp32
+    seed: int = 42
+    activation_checkpointing: bool = False
+    log_every: Positive = 1
+
+
+class Checkpoint(Section):
+    every_steps: Positive = 200
+    keep: Positive = 2  # newest checkpoints kept
+    resume: Literal["auto", "never"] = "auto"  # auto: go on from the newest whole checkpoint in output_dir
+
+
+class Engine(Section):
+    name: Literal["single", "deepspeed", "fsdp2"] = "deepspeed"
+    ds_config: str = "zero2"  # a file of ds_configs/, or a path; of name deepspeed
+
+
+class Evaluate(Section):
+    tasks: list[str] = []  # scored when training ends; none: not scored
+    limit: Positive | None = None  # the first so many examples of each
+
+
+class Recipe(Section):
+    model: str  # hub id or folder
+    task: str  # a training row of the task table
+    data_dir: str = "data"  # <data_dir>/<name>/{train,test}.json
+    adapter: Adapter
+    optimizer: Optimizer
+    train: Train = Train()
+    checkpoint: Checkpoint = Checkpoint()
+    engine: Engine = Engine()
+    evaluate: Evaluate = Evaluate()
+    output_dir: str
+    report_to: list[Literal["wandb"]] = []  # TensorBoard and metrics.jsonl are always written
+    provenance: str  # where the values come from: published, or extrapolated from what
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "Recipe":
+        if self.train.global_batch_size % self.train.micro_batch_size:
+            raise ValueError(
+                f"train.global_batch_size = {self.train.global_batch_size} is not a multiple of "
+                f"train.micro_batch_size = {self.train.micro_batch_size}"
+            )
+        return self
+
+    def micro_batches(self, world_size: int) -> int:
+        """Micro batches a rank runs for one optimizer step."""
+        per_pass = self.train.micro_batch_size * world_size
+        if self.train.global_batch_size % per_pass:
+            raise UserError(
+                f"train.global_batch_size = {self.train.global_batch_size}: train.micro_batch_size x ranks = "
+                f"{self.train.micro_batch_size} x {world_size} = {per_pass} does not divide it"
+            )
+        return self.train.global_batch_size // per_pass
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe: this file alone reproduces the run."""
+        path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
+
+
+def load_recipe(name: str, overrides: list[str] = []) -> Recipe:  # noqa: B006 (never changed)
+    """A recipe by its name in recipes/ or its path, with dotted overrides such as `optimizer.lr=1e-3`.
+
+    Raises:
+        UserError: every mistake in one line: the field, its value, what would be right.
+    """
+    path = _find(name)
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path}: not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {path}: must be a mapping of fields, is {type(values).__name__}")
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"recipe {path.stem}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _find(name: str) -> Path:
+    known = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    for path in (RECIPES / f"{name}.yaml", Path(name)):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+    raise UserError(f"--recipe {name}: no such recipe in recipes/ and no such file; did you mean {', '.join(near)}?")
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r}: overrides are written key=value, such as optimizer.lr=1e-3")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{key}: {parent} is a value, not a section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"{override!r}: the value is not YAML") from None
+
+
+def _explain(error: Any) -> str:
+    """One mistake of pydantic's list: the field, its value, what would be right."""
+    field = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        section: Any = Recipe
+        for part in error["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.4)
+        return f"{field}: no such field; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+    if error["type"] == "missing":
+        return f"{field}: missing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    return f"{field} = {error['input']!r}: {error['msg'].lower()}"
