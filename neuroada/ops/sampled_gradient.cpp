@@ -31,40 +31,52 @@ struct bfloat16 {
   }
 };
 
-// from[t * stride + c], tokens x columns -> to[c * TOKENS + t]; columns of absent tokens up to the tile's end are zero.
+// One tile: from[t * stride + c], height x width -> to[c * TOKENS + t]; absent tokens become zeros.
 template <class In, class Acc>
-void transpose(const In* from, int64_t stride, int64_t tokens, int64_t columns, Acc* to) {
-  for (int64_t c0 = 0; c0 < columns; c0 += TILE) {
-    const int64_t width = std::min(TILE, columns - c0);
-    for (int64_t t0 = 0; t0 < TOKENS; t0 += TILE) {
-      Acc tile[TILE][TILE] = {};
-      const int64_t height = std::min(TILE, tokens - t0);
-      if (height == TILE && width == TILE) {
-        for (int t = 0; t < TILE; t++)
-          for (int c = 0; c < TILE; c++) tile[t][c] = from[(t0 + t) * stride + c0 + c];
-      } else {
-        for (int64_t t = 0; t < height; t++)
-          for (int64_t c = 0; c < width; c++) tile[t][c] = from[(t0 + t) * stride + c0 + c];
-      }
-      for (int64_t c = 0; c < width; c++) {
-        Acc column[TILE];
-        for (int t = 0; t < TILE; t++) column[t] = tile[t][c];
-        std::memcpy(to + (c0 + c) * TOKENS + t0, column, sizeof column);
-      }
-    }
+void transpose_tile(const In* from, int64_t stride, int64_t height, int64_t width, Acc* to) {
+  Acc tile[TILE][TILE];
+  if (height == TILE && width == TILE) {  // constant bounds: the compiler keeps the tile in registers
+    for (int t = 0; t < TILE; t++)
+      for (int c = 0; c < TILE; c++) tile[t][c] = from[t * stride + c];
+  } else {
+    std::fill_n(&tile[0][0], TILE * TILE, Acc(0));
+    for (int t = 0; t < height; t++)
+      for (int c = 0; c < width; c++) tile[t][c] = from[t * stride + c];
+  }
+  for (int c = 0; c < width; c++) {
+    Acc column[TILE];
+    for (int t = 0; t < TILE; t++) column[t] = tile[t][c];
+    std::memcpy(to + c * TOKENS, column, sizeof column);
   }
 }
 
+// A block: from[t * stride + c], tokens x columns -> to[c * TOKENS + t].
+template <class In, class Acc>
+void transpose(const In* from, int64_t stride, int64_t tokens, int64_t columns, Acc* to) {
+  for (int64_t t = 0; t < TOKENS; t += TILE)
+    for (int64_t c = 0; c < columns; c += TILE)
+      transpose_tile(from + t * stride + c, stride, std::clamp<int64_t>(tokens - t, 0, TILE),
+                     std::min(TILE, columns - c), to + c * TOKENS + t);
+}
+
+// One register of the widest kind.
+#ifdef __AVX512F__
+constexpr int64_t VECTOR_BYTES = 64;
+#else
+constexpr int64_t VECTOR_BYTES = 32;
+#endif
+
 template <class Acc>
 struct Lanes {
-  static constexpr int64_t COUNT = 64 / sizeof(Acc);
-  typedef Acc Vector __attribute__((vector_size(64)));
+  static constexpr int64_t COUNT = VECTOR_BYTES / sizeof(Acc);
+  typedef Acc Vector __attribute__((vector_size(VECTOR_BYTES)));
   Vector value = {};
 
-  static Vector load(const Acc* from) {
-    Vector v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
+  void add_product(const Acc* a, const Acc* b) {
+    Vector left, right;
+    std::memcpy(&left, a, sizeof left);
+    std::memcpy(&right, b, sizeof right);
+    value += left * right;
   }
   Acc sum() const {
     Acc part[COUNT];
@@ -82,10 +94,8 @@ void dots(const Acc* dy, const Acc* x, const int64_t* idx, Acc* grad) {
   L acc[N];
   const Acc* column[N];
   for (int n = 0; n < N; n++) column[n] = x + idx[n] * TOKENS;
-  for (int64_t t = 0; t < TOKENS; t += L::COUNT) {
-    const auto d = L::load(dy + t);
-    for (int n = 0; n < N; n++) acc[n].value += d * L::load(column[n] + t);
-  }
+  for (int64_t t = 0; t < TOKENS; t += L::COUNT)
+    for (int n = 0; n < N; n++) acc[n].add_product(dy + t, column[n] + t);
   for (int n = 0; n < N; n++) grad[n] += acc[n].sum();
 }
 
