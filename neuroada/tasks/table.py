@@ -1,10 +1,15 @@
 """The table of tasks: one row each, and nothing about a task stands anywhere else."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from neuroada.errors import UserError
+from neuroada.tasks import arithmetic, glue, prompts, rows, scoring
 
 Example = Mapping[str, str]
-"""One question in LLM-Adapters' form: instruction, input, output, answer; all strings."""
+"""One question in LLM-Adapters' form: instruction, input, output, answer; all strings. GLUE: texts and label."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,14 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """The gold answers a task allows; a row with any other is refused when it is loaded."""
+
+    wording: str  # for the message: "answer is '7', not one of A, B, C, D, E"
+    allow: Callable[[str], bool]
+
+
+@dataclass(frozen=True)
 class Task:
     """A row of the table.
 
@@ -42,5 +55,139 @@ class Task:
     published: Rule
     sound: Rule
     max_new_tokens: int
+    answers: Answers
+    baseline: Callable[[Sequence[str]], float]  # gold answers -> the score of an answer that ignores the question
     train_file: str | None = None  # folder under data_dir that holds train.json; None: nothing to train on
     test_file: str | None = None  # folder under data_dir that holds test.json; None: nothing to score
+    columns: tuple[str, ...] = ("instruction", "input", "output", "answer")  # every row has them, all strings
+    answer_column: str = "answer"
+    from_row: Callable[[dict[str, Any]], dict[str, Any]] = rows.unchanged  # a row as the file has it -> `columns`
+    generate: Callable[[str], Sequence[Example]] | None = None  # split -> examples, instead of files
+    # classification with an encoder (suite glue) alone
+    text_columns: tuple[str, ...] = ()  # what the encoder reads: one sentence or a pair
+    num_labels: int = 0  # 1: regression
+    metric: str = "accuracy"  # accuracy | matthews | pearson
+
+
+def one_of(*choices: str) -> Answers:
+    """Answers that are one of `choices` to the character."""
+    return Answers(f"one of {', '.join(choices)}", frozenset(choices).__contains__)
+
+
+NUMBER = Answers("a number", lambda text: scoring.number(text) is not None)
+LETTER = one_of("A", "B", "C", "D", "E")
+NUMBER_OR_LETTER = Answers("a number or one of A to E", lambda text: NUMBER.allow(text) or LETTER.allow(text))
+
+
+def _commonsense(name: str, choices: Sequence[str], train_file: str, test_file: str | None) -> Task:
+    return Task(
+        name=name,
+        suite="commonsense",
+        prompt=prompts.instruction_line,
+        target=prompts.trigger_and_answer,
+        published=Rule(scoring.published_choice, scoring.same_text),
+        sound=Rule(scoring.sound_choice(choices), scoring.same_text),
+        max_new_tokens=32,
+        answers=one_of(*choices),
+        baseline=scoring.majority,
+        train_file=train_file,
+        test_file=test_file,
+    )
+
+
+def _math(name: str, train_file: str | None, test_file: str | None, answers: Answers = NUMBER) -> Task:
+    return Task(
+        name=name,
+        suite="math",
+        prompt=prompts.instruction_template,
+        target=prompts.output,
+        published=Rule(scoring.published_number, scoring.same_number),
+        sound=Rule(scoring.sound_number, scoring.same_number),
+        max_new_tokens=512,
+        answers=answers,
+        baseline=scoring.zero,
+        train_file=train_file,
+        test_file=test_file,
+    )
+
+
+def _glue(name: str, text_columns: tuple[str, ...], num_labels: int, metric: str = "accuracy") -> Task:
+    labels = one_of(*map(str, range(num_labels)))
+    exact = Rule(str.strip, scoring.same_text)
+    return Task(
+        name=f"glue/{name}",
+        suite="glue",
+        prompt=lambda example: "\n".join(example[column] for column in text_columns) + "\n",
+        target=lambda example: example["label"],
+        published=exact,
+        sound=exact,
+        max_new_tokens=0,
+        answers=Answers("a number from 0 to 5", glue.similarity) if num_labels == 1 else labels,
+        baseline=scoring.majority if metric == "accuracy" else scoring.zero,
+        train_file=f"glue/{name}",
+        columns=(*text_columns, "label"),
+        answer_column="label",
+        from_row=glue.from_row,
+        text_columns=text_columns,
+        num_labels=num_labels,
+        metric=metric,
+    )
+
+
+_CHOICES = {
+    "boolq": ("true", "false"),
+    "piqa": ("solution1", "solution2"),
+    "social_i_qa": ("answer1", "answer2", "answer3"),
+    "hellaswag": ("ending1", "ending2", "ending3", "ending4"),
+    "winogrande": ("option1", "option2"),
+    "ARC-Easy": ("answer1", "answer2", "answer3", "answer4", "answer5"),  # a few questions do have five
+    "ARC-Challenge": ("answer1", "answer2", "answer3", "answer4", "answer5"),
+    "openbookqa": ("answer1", "answer2", "answer3", "answer4"),
+}
+_EVERY_CHOICE = tuple(sorted({choice for choices in _CHOICES.values() for choice in choices}))
+_SINGLE, _PAIR = ("sentence",), ("sentence1", "sentence2")
+
+_ROWS = [
+    # Sets to train on; their tests are the tasks of the same suite.
+    _commonsense("commonsense", _EVERY_CHOICE, "commonsense_170k", None),
+    _commonsense("commonsense_15k", _EVERY_CHOICE, "commonsense_15k", None),
+    _math("math", "math_10k", None, NUMBER_OR_LETTER),
+    *(_commonsense(name, choices, name, name) for name, choices in _CHOICES.items()),
+    *(_math(name, None, name) for name in ("MultiArith", "AddSub", "SingleEq", "SVAMP", "mawps")),
+    replace(_math("gsm8k", "gsm8k", "gsm8k"), from_row=rows.from_gsm8k),
+    replace(
+        _math("AQuA", None, "AQuA", LETTER),
+        published=Rule(scoring.published_letter, scoring.same_text),
+        sound=Rule(scoring.sound_letter, scoring.same_text),
+        baseline=scoring.majority,
+    ),
+    # The quick start: no download.
+    replace(
+        _math("arithmetic", None, None),
+        suite="arithmetic",
+        prompt=prompts.instruction_line,
+        target=prompts.answer,
+        sound=Rule(scoring.first_line_number, scoring.same_number),
+        max_new_tokens=16,
+        generate=arithmetic.generate,
+    ),
+    _glue("cola", _SINGLE, 2, "matthews"),
+    _glue("mnli", _PAIR, 3),
+    _glue("mrpc", _PAIR, 2),
+    _glue("qnli", _PAIR, 2),
+    _glue("qqp", _PAIR, 2),
+    _glue("rte", _PAIR, 2),
+    _glue("sst2", _SINGLE, 2),
+    _glue("stsb", _PAIR, 1, "pearson"),
+]
+TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
+
+
+def get_task(name: str) -> Task:
+    """The row called `name`. UserError with the nearest names if there is none."""
+    if name in TASKS:
+        return TASKS[name]
+    lower = {known.lower(): known for known in TASKS}
+    near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"tasks: {', '.join(TASKS)}"
+    raise UserError(f"task: there is no task {name!r}; {hint}")
