@@ -72,7 +72,7 @@ def load() -> ctypes.CDLL | None:
 def compiled(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor, library: ctypes.CDLL) -> torch.Tensor:
     """dy [tokens, out], x [tokens, in], idx [out, k] int64 -> [out, k] fp32 (float64 for float64).
 
-    IndexError when idx points outside of x.
+    None of the sizes is 0. IndexError when idx points outside of x.
     """
     common = torch.promote_types(dy.dtype, x.dtype)
     if common not in (torch.float32, torch.bfloat16, torch.float64):
@@ -82,8 +82,6 @@ def compiled(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor, library: ctyp
     rows, k = idx.shape
     accumulate = torch.promote_types(common, torch.float32)
     grad = torch.zeros(rows, k, dtype=accumulate)
-    if tokens == 0 or grad.numel() == 0:
-        return grad
     lowest, highest = torch.aminmax(idx)
     if lowest < 0 or highest >= columns:
         raise IndexError(f"idx reaches from {lowest} to {highest}, but x has {columns} columns")
