@@ -67,7 +67,7 @@ def download(url: str, target: Path, expected: Fingerprint, remedy: str) -> None
         except HTTPError as error:
             if error.code == 416:  # nothing after our last byte: the .part is whole, or wrong, as the checksum will say
                 break
-            raise UserError(f"{url}: {error}; {remedy}") from error
+            raise UserError(f"could not download {url} ({error}): {remedy}") from error
         except (OSError, HTTPException) as error:
             cause = error
     else:
