@@ -1,4 +1,4 @@
-"""What differs between whole tensors, ZeRO-3 partitions and FSDP2 DTensors, behind six functions.
+"""What differs between whole tensors, ZeRO-3 partitions and FSDP2 DTensors, behind seven functions.
 
 A parameter here is cut along its first dimension: a weight's rows are its neurons. Nothing outside this room names an
 engine's tensors. The three layouts are the modules `plain`, `zero3` and `dtensor`, each with the same functions.
@@ -55,8 +55,8 @@ def own_rows(param: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 def write_rows(param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:
-    """Set `rows` of the parameter to `values`. Collective: each rank brings the rows that `own_rows` of a parameter with
-    as many rows gave it."""
+    """Set `rows` of the parameter to `values`. Collective: every rank brings all rows, or every rank the rows that
+    `own_rows` gives it of a parameter with as many rows."""
     layout(param).write_rows(param, rows, values)
 
 

@@ -39,14 +39,14 @@ def whole(param: torch.Tensor) -> Iterator[torch.Tensor]:
         yield param.data
 
 
-def write_rows(param: torch.Tensor, rows_given: slice, values: torch.Tensor) -> None:
+def write_rows(param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:
     values = values.to(param.dtype).contiguous()
-    if rows(param) is not None:
-        # Every partition is whole rows, and each rank brings its own: put them together first. Through DeepSpeed's own
-        # partition call afterwards, so that hpZ's secondary copy (which gathers read) is written too.
-        parts = [torch.empty_like(values) for _ in range(dist.get_world_size(param.ds_process_group))]  # type: ignore[attr-defined]
-        dist.all_gather(parts, values, group=param.ds_process_group)  # type: ignore[attr-defined]
+    if len(values) < shape(param)[0]:  # each rank brings its own rows: put them together first
+        group = param.ds_process_group  # type: ignore[attr-defined]
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, values, group=group)
         values = torch.cat(parts)
+    # By DeepSpeed's own partition call, so that hpZ's secondary copy, which gathers read, is written too.
     param.all_gather()  # type: ignore[attr-defined]
     param.data.copy_(values)
     param.partition(has_been_updated=True)  # type: ignore[attr-defined]

@@ -1,0 +1,85 @@
+"""Which sequences an optimizer step sees, who computes which of them, and as what tensors.
+
+The samples are one endless stream: a fresh permutation an epoch, drawn from the seed alone, cut into global batches.
+Step n always sees the same sequences, for any engine, world size and micro batch: the data position of a run is its
+step number.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+
+class Sequences(Protocol):
+    """Tokenised examples: prompt, answer and EOS in one run of tokens."""
+
+    lengths: np.ndarray  # tokens of each sequence
+    num_answer_tokens: np.ndarray  # those that carry a loss
+
+    def __len__(self) -> int: ...
+    def tokens(self, index: int) -> np.ndarray: ...
+    def answer_start(self, index: int) -> int: ...
+
+
+@dataclass
+class MicroBatch:
+    """What one forward pass of a rank takes.
+
+    inputs: the model's keyword arguments; among them `logits_to_keep`, the positions (columns) whose next token some
+        row is to be scored on, so that logits exist only there.
+    targets: [rows, len(logits_to_keep)] int64, -100 where that position carries no loss.
+    tokens: real tokens, without padding.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    targets: torch.Tensor
+    tokens: int
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        inputs = {name: value.to(device, non_blocking=True) for name, value in self.inputs.items()}
+        return MicroBatch(inputs, self.targets.to(device, non_blocking=True), self.tokens)
+
+
+def global_batch(step: int, size: int, examples: int, seed: int) -> np.ndarray:
+    """The example numbers of optimizer step `step` (from 0): [size]."""
+    positions = np.arange(step * size, (step + 1) * size)
+    epochs, places = np.divmod(positions, examples)
+    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(examples) for epoch in np.unique(epochs)}
+    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+
+
+def share(batch: np.ndarray, lengths: np.ndarray, rank: int, world_size: int, micro: int) -> Iterator[np.ndarray]:
+    """This rank's micro batches of a global batch, as example numbers.
+
+    By length, dealt like cards: micro batches hold sequences of like length, and ranks like amounts of work.
+    """
+    by_length = batch[np.argsort(lengths[batch], kind="stable")]
+    mine = by_length[rank::world_size]
+    for start in range(0, len(mine), micro):
+        yield mine[start : start + micro]
+
+
+def collate(data: Sequences, chosen: np.ndarray, packing: bool, pad_id: int) -> MicroBatch:
+    """Put the chosen sequences end to end in one row (packing) or below each other, padded on the right."""
+    rows = [torch.from_numpy(np.asarray(data.tokens(i), dtype=np.int64)) for i in chosen]
+    starts = [data.answer_start(i) for i in chosen]
+    # The token at p is predicted at p - 1: labels are laid out by position, never by token id.
+    labels = [torch.full_like(row, -100) for row in rows]
+    for row, label, start in zip(rows, labels, starts, strict=True):
+        label[start - 1 : -1] = row[start:]
+    tokens = sum(map(len, rows))
+    if packing:
+        ids, label = torch.cat(rows)[None], torch.cat(labels)[None]
+        # Positions that start again at 0 tell the attention where a sequence ends.
+        inputs = {"input_ids": ids, "position_ids": torch.cat([torch.arange(len(row)) for row in rows])[None]}
+    else:
+        pad = torch.nn.utils.rnn.pad_sequence
+        ids, label = pad(rows, True, pad_id), pad(labels, True, -100)
+        mask = pad([torch.ones_like(row) for row in rows], True, 0)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+    keep = (label != -100).any(0).nonzero().flatten()
+    inputs["logits_to_keep"] = keep
+    return MicroBatch(inputs, label[:, keep], tokens)

@@ -1,0 +1,82 @@
+"""The engines: what holds the model and runs a step. One process, DeepSpeed ZeRO-1/2/3, FSDP2.
+
+Each sits directly on its library's public API. (accelerate's wrappers fall back to unsharded training on CPU without a
+word: accelerate 1.15.)
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from neuroada.errors import UserError
+from neuroada.training.recipe import Recipe
+
+STATE = ("exp_avg", "exp_avg_sq")
+"""AdamW's moments, by torch's names."""
+
+
+class Engine(Protocol):
+    """What the training loop needs of an engine."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    model: nn.Module  # callable with a micro batch's inputs once `start` has run
+
+    def load(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """Run `build` so that the model it returns is kept the engine's way."""
+
+    def start(self, model: nn.Module, micro_batches: int) -> None:
+        """Take the model with its adapter, ready to train; `micro_batches` of each rank make a step."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward of this micro batch's part of the loss: the parts of all ranks and micro batches add up to it."""
+
+    def step(self, lr: float) -> float:
+        """Clip, take an AdamW step at `lr`, clear the gradients; returns their norm before clipping."""
+
+    def reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of a small tensor over ranks."""
+
+    def moments(self, param: nn.Parameter) -> dict[str, torch.Tensor]:
+        """AdamW's two moments of a trained parameter, whole, fp32. Collective."""
+
+    def restore(self, step: int, read: Callable[[str, nn.Parameter], dict[str, torch.Tensor]]) -> None:
+        """Set values and moments of every trained parameter from `read(name, param)`, and AdamW's step count.
+
+        `read` gives whole tensors named value, exp_avg and exp_avg_sq. Collective.
+        """
+
+
+def make_engine(recipe: Recipe) -> Engine:
+    """The recipe's engine, with the process group it needs."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    name = recipe.engine.name
+    if name == "single" and ranks > 1:
+        raise UserError(f"engine.name = single: started with {ranks} ranks; use deepspeed or fsdp2")
+    if name != "single" and "RANK" not in os.environ:
+        name = "single"  # `python launch/train.py` is one process whatever the recipe says
+    return importlib.import_module(f"neuroada.training.engines.{name}").make(recipe)
+
+
+def find_device() -> torch.device:
+    if torch.cuda.is_available():
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that train, by name."""
+    return [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+
+
+def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with the published constants: betas (0.9, 0.999), eps 1e-8."""
+    params = [param for _, param in trained(model)]
+    return torch.optim.AdamW(params, lr=recipe.optimizer.lr, weight_decay=recipe.optimizer.weight_decay)

@@ -1,0 +1,151 @@
+"""DeepSpeed ZeRO-1, 2 and 3, by `deepspeed.initialize` alone.
+
+bf16 stays out of DeepSpeed's config on purpose: it would cast the deltas to bf16. The frozen weights are loaded in the
+recipe's dtype and the deltas train in fp32, so every engine computes with the same numbers.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from neuroada import sharding
+from neuroada.errors import UserError
+from neuroada.training.engines import STATE, adamw, find_device, trained
+from neuroada.training.recipe import Recipe
+
+DS_CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
+
+
+def read_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
+    """The strategy's JSON, with what the recipe decides filled in.
+
+    Raises:
+        UserError: a setting that the recipe owns, or that would corrupt indices or train something else.
+    """
+    name = recipe.engine.ds_config
+    path = next((p for p in (DS_CONFIGS / f"{name}.json", Path(name)) if p.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(p.stem for p in DS_CONFIGS.glob("*.json")))
+        raise UserError(f"engine.ds_config = {name}: no such file in ds_configs/ ({known}) and no such path")
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"engine.ds_config = {name}: {path} is not JSON: {error}") from None
+    owned = {
+        "optimizer": "the recipe's optimizer section is used",
+        "scheduler": "the recipe's optimizer.schedule is used",
+        "bf16": "train.dtype decides",
+        "fp16": "train.dtype decides (bf16 or fp32)",
+        "gradient_clipping": "optimizer.max_grad_norm decides",
+        "train_batch_size": "train.global_batch_size decides",
+        "train_micro_batch_size_per_gpu": "train.micro_batch_size decides",
+        "gradient_accumulation_steps": "train.global_batch_size decides",
+    }
+    for field, remedy in owned.items():
+        if field in config:
+            raise UserError(f"engine.ds_config = {name}: remove {field} from {path.name}: {remedy}")
+    zero = config.get("zero_optimization", {})
+    for field in ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"):
+        if zero.get(field):
+            raise UserError(f"engine.ds_config = {name}: {field} would quantise the indices too; set it to false")
+    hpz = zero.get("zero_hpz_partition_size", 1)
+    if world_size % hpz:
+        raise UserError(
+            f"engine.ds_config = {name}: zero_hpz_partition_size = {hpz} does not divide {world_size} ranks; "
+            f"set it to the ranks of a node"
+        )
+    return config
+
+
+class DeepSpeedEngine:
+    def __init__(self, recipe: Recipe) -> None:
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        config = read_ds_config(recipe, self.world_size)
+        self.device = find_device()
+        if self.device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="nccl" if self.device.type == "cuda" else "gloo")
+        self.recipe = recipe
+        self.config = {
+            **config,
+            "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
+            "gradient_accumulation_steps": recipe.micro_batches(self.world_size),
+            "gradient_clipping": recipe.optimizer.max_grad_norm or 0.0,
+            # torch's AdamW, as everywhere else: DeepSpeed would insist on its own with CPU offload.
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+        }
+
+    def load(self, build: Callable[[], nn.Module]) -> nn.Module:
+        if self.config["zero_optimization"]["stage"] == 3:
+            from transformers.integrations import HfDeepSpeedConfig
+
+            self.keep_alive = HfDeepSpeedConfig(self.config)  # while it lives, from_pretrained partitions as it loads
+        return build()
+
+    def start(self, model: nn.Module, micro_batches: int) -> None:
+        import deepspeed
+
+        optimizer = adamw(model, self.recipe)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=self.config)
+        self.model = self.engine
+        self.micro_batches = micro_batches
+
+    def backward(self, loss: torch.Tensor) -> None:
+        # DeepSpeed averages gradients over ranks, and this engine over micro batches: undo both.
+        self.engine.backward(loss * (self.world_size * self.micro_batches))
+        if not self.engine.is_gradient_accumulation_boundary():
+            self.engine.step()  # counts the micro batch
+
+    def step(self, lr: float) -> float:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm())
+
+    def reduce(self, values: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(values)
+        return values
+
+    def moments(self, param: nn.Parameter) -> dict[str, torch.Tensor]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return {name: safe_get_full_optimizer_state(param, name).view(sharding.shape(param)) for name in STATE}
+
+    def restore(self, step: int, read: Callable[[str, nn.Parameter], dict[str, torch.Tensor]]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        self._make_adam_state()
+        for name, param in trained(self.engine.module):
+            saved = read(name, param)
+            safe_set_full_fp32_param(param, saved["value"])
+            for key in STATE:
+                safe_set_full_optimizer_state(param, saved[key], key)
+            # The setters leave the model's own copy stale until the next step.
+            sharding.write_rows(param, slice(0, len(saved["value"])), saved["value"].to(self.device))
+        for state in self._adam().state.values():
+            state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), float(step))
+
+    def _adam(self) -> torch.optim.Optimizer:
+        return self.engine.optimizer.optimizer
+
+    def _make_adam_state(self) -> None:
+        """AdamW makes its state in its first step, and DeepSpeed's setters need it: take one at lr 0 on no gradient."""
+        for group in self._adam().param_groups:
+            group["lr"] = 0.0
+            for param in group["params"]:
+                param.grad = torch.zeros_like(param)
+        self._adam().step()
+        self._adam().zero_grad(set_to_none=True)
+
+
+def make(recipe: Recipe) -> DeepSpeedEngine:
+    return DeepSpeedEngine(recipe)

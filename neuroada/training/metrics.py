@@ -1,0 +1,72 @@
+"""What a run says of itself while it runs: metrics.jsonl, TensorBoard, Weights & Biases, and a progress bar."""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from neuroada.errors import UserError
+from neuroada.training.recipe import Recipe
+
+
+def peak_memory_bytes() -> int:
+    """Of this process: the allocator's peak on CUDA, the peak resident set elsewhere."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class Metrics:
+    """Rank 0's record of a run. A resumed run goes on in the same files: what was logged past its checkpoint is dropped."""
+
+    def __init__(self, recipe: Recipe, steps: int, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = Path(recipe.output_dir)
+        self.file = folder / "metrics.jsonl"
+        kept = [line for line in self._lines() if json.loads(line)["step"] <= first_step]
+        partial = folder / ".metrics.jsonl.partial"
+        partial.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(partial, self.file)
+        self.stream = self.file.open("a")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self.wandb = _start_wandb(recipe) if "wandb" in recipe.report_to else None
+        self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def _lines(self) -> list[str]:
+        if not self.file.exists():
+            return []
+        # A run that was killed while it wrote may have left half a line.
+        return [line for line in self.file.read_text().splitlines() if line.endswith("}")]
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record the finished step `step` (from 1)."""
+        self.stream.write(json.dumps({"step": step, **values}) + "\n")
+        self.stream.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
+        self.bar.set_postfix(loss=f"{values['loss']:.4f}", tokens_per_s=f"{values['tokens_per_second']:,.0f}")
+
+    def close(self) -> None:
+        self.bar.close()
+        self.stream.close()
+        self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+def _start_wandb(recipe: Recipe) -> Any:
+    try:
+        import wandb  # type: ignore[import-not-found]
+    except ImportError:
+        raise UserError("report_to: wandb is not installed; pip install wandb, or leave it out") from None
+    name = Path(recipe.output_dir).name
+    return wandb.init(project="neuroada", name=name, id=name, resume="allow", config=recipe.model_dump())

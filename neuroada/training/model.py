@@ -1,0 +1,71 @@
+"""From a recipe to a model with its adapter attached."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroada.errors import UserError
+from neuroada.training.recipe import Adapter, Recipe
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def check_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """The recipe's dtype, refused where the device has none."""
+    if recipe.train.dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError(f"train.dtype = bf16: {torch.cuda.get_device_name(device)} has no bf16; use train.dtype=fp32")
+    return DTYPES[recipe.train.dtype]
+
+
+def load_tokenizer(source: str) -> Any:
+    """The model's tokenizer, with a pad token: its EOS where it has none (padding is masked by position anyway)."""
+    from transformers import AutoTokenizer
+
+    _check_folder(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model = {source}: no tokenizer there: {_first_line(error)}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(source: str, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
+    """The frozen base model, from a hub id or folder; no code of its repository is run.
+
+    Loading happens on the CPU, and partitioned as it loads where an engine has asked transformers to.
+    """
+    from transformers import AutoModelForCausalLM
+
+    _check_folder(source)
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model = {source}: cannot be loaded: {_first_line(error)}") from None
+
+
+def attach(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
+    """Freeze the model and add what the recipe trains."""
+    from peft import LoraConfig, get_peft_model
+
+    from neuroada import NeuroAdaConfig
+
+    targets = list(adapter.target_modules)
+    if adapter.method == "neuroada":
+        config: Any = NeuroAdaConfig(k=adapter.k, selection=adapter.selection, target_modules=targets, seed=seed)
+    else:
+        config = LoraConfig(r=adapter.rank, lora_alpha=2 * adapter.rank, target_modules=targets)
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def _check_folder(source: str) -> None:
+    """Refuse a path that is no folder before the hub is asked for it."""
+    if not Path(source).is_dir() and source.startswith((".", "/", "~", "models/", "runs/")):
+        raise UserError(f"model = {source}: no such folder; see `python launch/fetch.py model --help`")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,144 @@
+"""A run, top to bottom: recipe -> data -> model -> adapter -> steps -> adapter folder."""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroada import sharding
+from neuroada.errors import Preempted, UserError
+from neuroada.tasks.data import fingerprint, load_examples
+from neuroada.tasks.encode import Encoded, encode
+from neuroada.tasks.table import get_task
+from neuroada.training.batches import MicroBatch, collate, global_batch, share
+from neuroada.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
+from neuroada.training.engines import Engine, make_engine, trained
+from neuroada.training.loss import answer_loss
+from neuroada.training.metrics import Metrics, peak_memory_bytes
+from neuroada.training.model import attach, check_dtype, load_base, load_tokenizer
+from neuroada.training.preemption import StopRequest
+from neuroada.training.recipe import Recipe
+from neuroada.training.schedule import lr_at
+
+
+def train(recipe: Recipe) -> Path:
+    """Run the recipe to its end; returns the adapter's folder.
+
+    Raises:
+        UserError: the recipe, its data or its model do not fit; nothing has been written to output_dir by then.
+        Preempted: a signal asked for an end; a checkpoint is saved.
+    """
+    stop = StopRequest()
+    engine = make_engine(recipe)
+    micro_batches = recipe.micro_batches(engine.world_size)
+    dtype = check_dtype(recipe, engine.device)
+    task = get_task(recipe.task)
+    examples = load_examples(task, "train", recipe.data_dir)
+    tokenizer = load_tokenizer(recipe.model)
+    data = encode(examples, task, tokenizer, recipe.train.max_length, cache_dir=Path(recipe.data_dir) / ".tokens")
+    steps = total_steps(recipe, len(data))
+
+    torch.manual_seed(recipe.train.seed)
+    model = engine.load(lambda: attach(load_base(recipe.model, dtype), recipe.adapter, recipe.train.seed))
+    if recipe.train.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    model.train()
+    engine.start(model, micro_batches)
+
+    folder = Path(recipe.output_dir)
+    identity = {"model": recipe.model, "adapter": recipe.adapter.model_dump(), "data": fingerprint(examples)}
+    checkpoint = find_checkpoint(folder) if recipe.checkpoint.resume == "auto" else None
+    first = restore_checkpoint(checkpoint, engine, model, identity) if checkpoint else 0
+    metrics = None
+    if engine.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe.save(folder / "recipe.yaml")
+        describe(recipe, engine, model, data, steps, first)
+        metrics = Metrics(recipe, steps, first)
+
+    for step in range(first, steps):
+        started = time.perf_counter()
+        batch = global_batch(step, recipe.train.global_batch_size, len(data), recipe.train.seed)
+        loss, tokens = run_micro_batches(engine, recipe, data, batch, tokenizer.pad_token_id, step)
+        norm = engine.step(lr_at(step, steps, recipe.optimizer))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            kept = find_checkpoint(folder)
+            raise UserError(
+                f"step {step + 1}: loss is {loss}, gradient norm {norm}; stopped. Lower optimizer.lr "
+                f"({recipe.optimizer.lr}) or check the data; last good checkpoint: {kept or 'none yet'}"
+            )
+        done = step + 1
+        if metrics is not None:
+            seconds = time.perf_counter() - started
+            if done % recipe.train.log_every == 0 or done == steps:
+                metrics.log(done, {
+                    "loss": loss, "lr": lr_at(step, steps, recipe.optimizer), "grad_norm": norm,
+                    "tokens_per_second": tokens / seconds, "peak_memory_bytes": peak_memory_bytes(),
+                })  # fmt: skip
+            metrics.bar.update()
+        stopping = stop.agreed(engine)
+        if stopping or done % recipe.checkpoint.every_steps == 0 or done == steps:
+            save_checkpoint(engine, model, recipe, done, identity)
+        if stopping and done < steps:
+            raise Preempted(f"stopped at step {done} of {steps}, checkpoint saved; run the same command to go on")
+
+    if metrics is not None:
+        metrics.close()
+    save_run_adapter(model, recipe, folder / "adapter", tokenizer if engine.rank == 0 else None)
+    engine.reduce(torch.zeros(1, device=engine.device))  # no rank leaves before the adapter is written
+    return folder / "adapter"
+
+
+def total_steps(recipe: Recipe, examples: int) -> int:
+    """Optimizer steps of the run: whole global batches until every epoch is through, or train.max_steps."""
+    steps = math.ceil(recipe.train.epochs * examples / recipe.train.global_batch_size)
+    return min(steps, recipe.train.max_steps or steps)
+
+
+def run_micro_batches(
+    engine: Engine, recipe: Recipe, data: Encoded, batch: Any, pad_id: int, step: int
+) -> tuple[float, int]:
+    """Forward and backward of this rank's share of a global batch; (loss, real tokens) of the whole of it."""
+    answer_tokens = int(data.num_answer_tokens[batch].sum())
+    loss = torch.zeros((), device=engine.device)
+    # Dropout, where a model has any: from seed, step and rank alone, so that a resumed run draws the same.
+    torch.manual_seed(hash((recipe.train.seed, step, engine.rank)) & 0x7FFF_FFFF)
+    mine = share(batch, data.lengths, engine.rank, engine.world_size, recipe.train.micro_batch_size)
+    for chosen in mine:
+        micro: MicroBatch = collate(data, chosen, recipe.train.packing, pad_id).to(engine.device)
+        part = answer_loss(engine.model, micro, answer_tokens)
+        engine.backward(part)
+        loss += part.detach()
+    return engine.reduce(loss).item(), int(data.lengths[batch].sum())
+
+
+def describe(recipe: Recipe, engine: Engine, model: nn.Module, data: Encoded, steps: int, first: int) -> None:
+    """One block a human can read, before the first step."""
+    params = trained(model)
+    trainable = sum(math.prod(sharding.shape(param)) for _, param in params)
+    total = sum(math.prod(sharding.shape(param)) for param in model.parameters())
+    strategy = recipe.engine.ds_config if type(engine).__name__ == "DeepSpeedEngine" else ""
+    name = type(engine).__name__.removesuffix("Engine").lower()
+    print(
+        f"model      {recipe.model}, {recipe.train.dtype}, {recipe.adapter.method} k = {recipe.adapter.k} "
+        f"by {recipe.adapter.selection}\n"
+        f"trainable  {trainable:,} of {total:,} ({100 * trainable / total:.4f} %)\n"
+        f"engine     {name} {strategy} on {engine.world_size} rank(s), {engine.device.type}\n"
+        f"data       {recipe.task}: {data}\n"
+        f"steps      {first} of {steps} done; {recipe.train.global_batch_size} sequences each",
+        flush=True,
+    )
+
+
+def save_run_adapter(model: nn.Module, recipe: Recipe, folder: Path, tokenizer: Any) -> None:
+    """The adapter in PEFT's format, with the tokenizer beside it. Collective."""
+    from neuroada.adapter.saved import save_adapter
+
+    model.peft_config["default"].base_model_name_or_path = recipe.model  # type: ignore[union-attr, index]
+    save_adapter(model, folder)  # type: ignore[arg-type]
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
