@@ -1,0 +1,269 @@
+"""Generate an answer to every test question of some tasks, score it twice, write predictions and results.json.
+
+Any number of ranks: the batches are formed from the questions alone and dealt out whole, so the predictions are the
+same bytes on one rank or many (given as many CPU threads for each rank). Ranks meet at barriers and in files alone.
+"""
+
+import hashlib
+import heapq
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.distributed as dist
+import transformers
+from tqdm import tqdm
+
+from neuroada.errors import UserError
+from neuroada.evaluation.generate import Batch, generate, plan_batches, stop_tokens
+from neuroada.evaluation.parts import Parts
+from neuroada.evaluation.results import averages, summarize, to_json, write_atomically
+from neuroada.tasks.data import contamination, load_examples, possible_files
+from neuroada.tasks.encode import encode_prompts
+from neuroada.tasks.table import TASKS, Example, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BATCH_TOKENS = 16384  # prompt and answer tokens in the cache at once: 8 GiB of it for LLaMA-7B in bf16
+
+
+class Backend(Protocol):
+    """What decodes: which prompts go together, and their greedy continuations as token ids."""
+
+    context: int | None  # tokens of prompt and answer together; None: no limit
+
+    def describe(self) -> list[Any]:
+        """Everything about it that may change a generation, for JSON."""
+
+    def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[Batch]: ...
+
+    def generate(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, rows: int, on_finished: Callable[[], Any]
+    ) -> list[list[int]]: ...
+
+
+class TransformersBackend:
+    """A Hugging Face causal LM in this process."""
+
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_tokens: int) -> None:
+        self.model, self.batch_tokens = model, batch_tokens
+        self.stop_ids = stop_tokens(model, tokenizer)
+        self.context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    def describe(self) -> list[Any]:
+        model = self.model
+        return [transformers.__version__, self.batch_tokens, sorted(self.stop_ids), str(model.dtype), model.device.type]
+
+    def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[Batch]:
+        return plan_batches(lengths, max_new_tokens, self.batch_tokens)
+
+    def generate(
+        self, prompts: Sequence[list[int]], max_new_tokens: int, rows: int, on_finished: Callable[[], Any]
+    ) -> list[list[int]]:
+        return generate(self.model, prompts, max_new_tokens, self.stop_ids, rows, on_finished)
+
+
+@dataclass
+class _Questions:
+    """A task's test set, ready to be generated. `batches` hold positions in `examples`."""
+
+    task: Task
+    examples: list[Example]
+    prompts: list[str]
+    ids: list[list[int]]
+    batches: list[Batch]
+    too_long: set[int]  # left out of the batches: prompt and answer do not fit the context
+
+
+def evaluate_tasks(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: Sequence[Task],
+    data_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    limit: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    names: Mapping[str, str | None] | None = None,
+    trained_on: str | None = None,
+    identity: Any = None,
+) -> dict[str, Any]:
+    """Score `model` (whole on every rank; an adapter may be on it, merged is faster) on `tasks`. Collective.
+
+    See `evaluate_backend`. The model is in eval mode meanwhile.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return evaluate_backend(
+            TransformersBackend(model, tokenizer, batch_tokens),
+            tokenizer,
+            tasks,
+            data_dir,
+            out_dir,
+            limit=limit,
+            names=names or {"model": model.config.name_or_path, "adapter": None},
+            trained_on=trained_on,
+            identity=identity,
+        )
+    finally:
+        model.train(was_training)
+
+
+def evaluate_backend(
+    backend: Backend,
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: Sequence[Task],
+    data_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    limit: int | None,
+    names: Mapping[str, str | None],
+    trained_on: str | None,
+    identity: Any,
+) -> dict[str, Any]:
+    """Write `out_dir`/results.json and predictions/<task>.jsonl; return results.json's content on every rank.
+
+    `limit`: the first so many examples of each task. `names`: {"model", "adapter"} as results.json tells them.
+    `trained_on`: the task whose training set counts as seen; None: that of each task's suite. `identity`: anything JSON
+    can hold that changes when the weights do: with it, a run that was cut off is resumed by the same call. UserError:
+    limit < 1, no task, and what `load_examples` finds.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit: {limit} leaves no examples; give at least 1")
+    if not tasks:
+        raise UserError("tasks: there is none to evaluate; name at least one")
+    out = Path(out_dir)
+    questions = {task.name: _prepare(backend, tokenizer, task, data_dir, limit) for task in tasks}
+    with _ranks() as (rank, world_size, barrier):
+        parts = Parts(out / "predictions" / ".parts", _fingerprint(backend, questions, identity), rank, barrier)
+        mine = _deal(questions, parts, world_size)[rank]
+        total = sum(len(questions[name].batches[number].indices) for name, number in mine)
+        with tqdm(total=total, unit="example", desc="generating", disable=rank > 0 or not mine) as progress:
+            for name, number in mine:
+                of = questions[name]
+                batch = of.batches[number]
+                ids = [of.ids[i] for i in batch.indices]
+                answers = backend.generate(ids, of.task.max_new_tokens, batch.rows, progress.update)
+                texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+                parts.write((name, number), [str(text) for text in texts])
+        barrier()
+        if rank == 0:
+            _conclude(questions, parts, data_dir, out, {**names, "limit": limit}, trained_on)
+        barrier()
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _ranks() -> Iterator[tuple[int, int, Callable[[], None]]]:
+    """(rank, world size, barrier). The barrier is gloo's on any device: it carries no tensor and may wait for hours."""
+    if not dist.is_initialized():
+        yield 0, 1, lambda: None
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+    try:
+        yield dist.get_rank(), dist.get_world_size(), lambda: dist.barrier(group)
+    finally:
+        dist.destroy_process_group(group)
+
+
+def _prepare(
+    backend: Backend,
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    data_dir: str | Path,
+    limit: int | None,
+) -> _Questions:
+    examples = load_examples(task, "test", data_dir)[:limit]
+    if not examples:
+        raise UserError(f"task {task.name}: its test set is empty; there is nothing to score")
+    prompts = [task.prompt(example) for example in examples]
+    ids = encode_prompts(prompts, tokenizer)
+    room = float("inf") if backend.context is None else backend.context - task.max_new_tokens
+    fitting = [i for i, one in enumerate(ids) if len(one) <= room]
+    planned = backend.plan([len(ids[i]) for i in fitting], task.max_new_tokens)
+    batches = [Batch(tuple(fitting[i] for i in batch.indices), batch.rows) for batch in planned]
+    return _Questions(task, examples, prompts, ids, batches, set(range(len(ids))) - set(fitting))
+
+
+def _fingerprint(backend: Backend, questions: Mapping[str, _Questions], identity: Any) -> str | None:
+    if identity is None:
+        return None
+    asked = [[q.task.name, q.task.max_new_tokens, q.ids, [asdict(b) for b in q.batches]] for q in questions.values()]
+    return hashlib.sha256(json.dumps([identity, torch.__version__, backend.describe(), asked]).encode()).hexdigest()
+
+
+def _deal(questions: Mapping[str, _Questions], parts: Parts, world_size: int) -> list[list[tuple[str, int]]]:
+    """The batches still to do, for each rank: the costliest first, each to the rank with the least so far."""
+    costs = {
+        (name, number): sum(len(q.ids[i]) + q.task.max_new_tokens for i in batch.indices)
+        for name, q in questions.items()
+        for number, batch in enumerate(q.batches)
+        if (name, number) not in parts.done
+    }
+    shares: list[list[tuple[str, int]]] = [[] for _ in range(world_size)]
+    loads = [(0, rank) for rank in range(world_size)]
+    for key in sorted(costs, key=lambda key: -costs[key]):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(key)
+        heapq.heappush(loads, (load + costs[key], rank))
+    return shares
+
+
+def _conclude(
+    questions: Mapping[str, _Questions],
+    parts: Parts,
+    data_dir: str | Path,
+    out: Path,
+    names: Mapping[str, Any],
+    trained_on: str | None,
+) -> None:
+    """Score all generations and write everything; the part files have then done their work."""
+    done = parts.collect()
+    training_sets: dict[str, list[Example] | None] = {}
+    entries = {}
+    for name, q in questions.items():
+        trainer = trained_on or q.task.suite
+        if trainer not in training_sets:
+            training_sets[trainer] = _training_set(trainer, data_dir)
+        train = training_sets[trainer]
+        seen = None if train is None else contamination(q.examples, train)
+        generations = dict.fromkeys(q.too_long, "")
+        for number, batch in enumerate(q.batches):
+            generations.update(zip(batch.indices, done[name, number], strict=True))
+        predictions = [_prediction(q, i, generations[i], seen) for i in range(len(q.examples))]
+        lines = "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
+        write_atomically(out / "predictions" / f"{name}.jsonl", lines)
+        entries[name] = summarize(q.task, predictions)
+    means = averages([q.task for q in questions.values()], entries)
+    write_atomically(out / "results.json", to_json({**names, "tasks": entries, "averages": means}))
+    parts.remove()
+
+
+def _prediction(q: _Questions, i: int, generation: str, seen: set[int] | None) -> dict[str, Any]:
+    gold = q.examples[i][q.task.answer_column]
+    note = f"the prompt's {len(q.ids[i])} tokens and {q.task.max_new_tokens} new ones exceed the model's context"
+    return {
+        "index": i,
+        "prompt": q.prompts[i],
+        "generation": generation,
+        "gold": gold,
+        "published": asdict(q.task.published(generation, gold)),
+        "sound": asdict(q.task.sound(generation, gold)),
+        "seen_in_training": None if seen is None else i in seen,
+        **({"note": note} if i in q.too_long else {}),
+    }
+
+
+def _training_set(name: str, data_dir: str | Path) -> list[Example] | None:
+    """The training examples of task `name`; None if there is no such task or its file is not in `data_dir`."""
+    task = TASKS.get(name)
+    if task is None or not (task.generate or any(f.is_file() for f in possible_files(task, "train", data_dir))):
+        return None
+    return load_examples(task, "train", data_dir)

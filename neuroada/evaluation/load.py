@@ -1,0 +1,47 @@
+"""The model to evaluate, in memory: an adapter merged into its base, which then costs nothing at inference."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from neuroada.errors import UserError
+from neuroada.evaluation.arguments import Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load(source: Source, dtype: str, device: torch.device) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The model, merged with its adapter, and its tokenizer.
+
+    `dtype`: fp32 | bf16 | auto: on a GPU as saved, on a CPU fp32. UserError: bf16 on a GPU without it, a model that
+    cannot be loaded, an adapter that does not fit it.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"dtype: {torch.cuda.get_device_name(device)} has no bf16; give --dtype fp32")
+    auto = torch.float32 if device.type == "cpu" else "auto"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.model)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.model, dtype=DTYPES.get(dtype, auto), device_map={"": device}
+        )
+    except (OSError, ValueError) as error:
+        hint = "give its folder as --base-model DIR" if source.adapter else "give the folder of a causal LM"
+        raise UserError(f"model: {source.model!r} cannot be loaded ({str(error)[:200]}); {hint}") from None
+    if source.adapter is not None:
+        from peft import PeftModel
+
+        try:
+            model = PeftModel.from_pretrained(model, str(source.adapter)).merge_and_unload()
+        except UserError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"adapter: {str(source.adapter)!r} does not fit {source.model!r} ({str(error)[:200]}); "
+                "give the base it was trained on as --base-model DIR"
+            ) from None
+    return model.eval(), tokenizer

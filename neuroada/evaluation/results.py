@@ -1,0 +1,109 @@
+"""From scored predictions to results.json and the table that is printed."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from neuroada.tasks.table import Task
+
+Prediction = Mapping[str, Any]  # a line of predictions/<task>.jsonl
+RULES = ("published", "sound")
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson 1927): two accuracies in 0..1. n >= 1."""
+    z = 1.959963984540054  # the normal distribution's 97.5 % quantile
+    p, z2 = correct / n, z * z / n
+    centre = (p + z2 / 2) / (1 + z2)
+    half = z / (1 + z2) * math.sqrt(p * (1 - p) / n + z2 / (4 * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summarize(task: Task, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """One task's entry in results.json. `unseen` is None where it is not known what the model was trained on."""
+    known = all(p["seen_in_training"] is not None for p in predictions)
+    return {
+        **_accuracies(predictions),
+        "unseen": _accuracies([p for p in predictions if not p["seen_in_training"]]) if known else None,
+        "baseline": task.baseline([p["gold"] for p in predictions]),
+        "too_long": sum("note" in p for p in predictions),
+    }
+
+
+def _accuracies(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    n = len(predictions)
+    right = {rule: sum(p[rule]["correct"] for p in predictions) for rule in RULES}
+    return {
+        "n": n,
+        **{rule: right[rule] / n if n else None for rule in RULES},
+        "interval": {rule: wilson(right[rule], n) if n else None for rule in RULES},
+    }
+
+
+def averages(tasks: Sequence[Task], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each suite with several tasks here, the plain mean over its tasks (as published tables have it)."""
+    means = {}
+    for suite in dict.fromkeys(task.suite for task in tasks):
+        rows = [entries[task.name] for task in tasks if task.suite == suite]
+        if len(rows) > 1:
+            means[suite] = {
+                "n": sum(row["n"] for row in rows),
+                **{key: sum(row[key] for row in rows) / len(rows) for key in (*RULES, "baseline")},
+            }
+    return means
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write UTF-8 `text` under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def to_json(results: Mapping[str, Any]) -> str:
+    return json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """Accuracies in %, with the 95 % interval; unseen = the questions that are not in the training set."""
+    view = Table(title=results["adapter"] or results["model"], caption="accuracy in %, with its 95 % interval")
+    view.add_column("task")
+    for column in ("n", "published", "sound", "unseen n", "unseen sound", "baseline"):
+        view.add_column(column, justify="right")
+    for name, row in results["tasks"].items():
+        unseen = row["unseen"]
+        view.add_row(
+            name,
+            f"{row['n']:,}",
+            _percent(row, "published"),
+            _percent(row, "sound"),
+            f"{unseen['n']:,}" if unseen else "unknown",
+            _percent(unseen, "sound") if unseen else "",
+            f"{100 * row['baseline']:.1f}",
+        )
+    for suite, row in results["averages"].items():
+        cells = (f"{100 * row[key]:.1f}" for key in (*RULES, "baseline"))
+        published, sound, baseline = cells
+        view.add_row(f"average, {suite}", f"{row['n']:,}", published, sound, "", "", baseline, style="bold")
+    return view
+
+
+def _percent(row: Mapping[str, Any], rule: str) -> str:
+    if not row["n"]:
+        return ""
+    low, high = row["interval"][rule]
+    return f"{100 * row[rule]:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What the reader of the table must know beside it."""
+    return [
+        f"{name}: {row['too_long']} of {row['n']} prompts do not fit the model's context; counted as wrong"
+        for name, row in results["tasks"].items()
+        if row["too_long"]
+    ]
