@@ -1,4 +1,4 @@
-"""What is particular to GLUE: column names, the original TSV files, the metrics and the published split protocol."""
+"""What is particular to GLUE: the original TSV files, the metrics and the published split protocol."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +7,6 @@ from typing import Any, TypeVar
 from neuroada.errors import UserError
 
 T = TypeVar("T")
-
-# The hub's pair columns, in the order an encoder reads them (run_glue.py of transformers).
-_HUB_PAIRS = [("premise", "hypothesis"), ("question", "sentence"), ("question1", "question2")]
 
 # Original files: folder, file of each split, columns (None: the first line names them).
 _TSV_FILES = {"train": "train.tsv", "validation": "dev.tsv"}
@@ -20,14 +17,9 @@ _TSV: dict[str, tuple[str, tuple[str, ...] | None]] = {
 
 
 def from_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row in our columns: the hub's pair of texts as sentence1 and sentence2, a numeric label as a string."""
-    row = dict(row)
-    for first, second in _HUB_PAIRS:
-        if first in row and second in row:
-            row["sentence1"], row["sentence2"] = row[first], row[second]
-    if isinstance(row.get("label"), int | float):
-        row["label"] = str(row["label"])
-    return row
+    """A row with a numeric label as a string, like every other column of an example."""
+    label = row.get("label")
+    return {**row, "label": str(label)} if isinstance(label, int | float) else row
 
 
 def similarity(label: str) -> bool:

@@ -25,7 +25,7 @@ def trigger_and_answer(example: Mapping[str, str]) -> str:
 
 
 def output(example: Mapping[str, str]) -> str:
-    """The worked solution of a training row. Arithmetic test sets hold old generations here, often wrong: never gold."""
+    """The worked solution of a training row. Arithmetic test sets hold old, often wrong generations here."""
     return example["output"]
 
 

@@ -1,0 +1,103 @@
+"""launch/check_data.py as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "launch" / "check_data.py"
+
+
+def check_data(*arguments):
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, env={"COLUMNS": "120"}
+    )
+
+
+def write(folder, name, split, questions, answer="true"):
+    rows = [
+        {"instruction": q, "input": "", "output": f"the correct answer is {answer}", "answer": answer}
+        for q in questions
+    ]
+    path = folder / name / f"{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    write(tmp_path, "boolq", "train", ["Is it 1?", "is it 1", "Is it 2?"])
+    write(tmp_path, "boolq", "test", ["IS IT 1 ?", "Is it 3?"])
+    return tmp_path
+
+
+def test_json(data_dir):
+    done = check_data("--data-dir", data_dir, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [(f["set"], f["split"], f["rows"], f["unique_questions"], f["duplicates"]) for f in report["files"]] == [
+        ("boolq", "train", 3, 2, 1),
+        ("boolq", "test", 2, 2, 0),
+    ]
+    assert report["contamination"] == [
+        {"test": "boolq/test", "train": "boolq", "questions": 1, "share": 0.5, "same_suite": True}
+    ]
+    assert report["problems"] == []
+
+
+def test_table_and_token_lengths(data_dir, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["<unk>", "<eos>", "Is", "it", "1", "2", "?"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "tokenizer"
+    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>").save_pretrained(folder)
+
+    done = check_data("--data-dir", data_dir, "--tokenizer", folder)
+    assert done.returncode == 0, done.stderr
+    assert "boolq 1 (50.0%)" in done.stdout
+    report = json.loads(check_data("--data-dir", data_dir, "--tokenizer", folder, "--json").stdout)
+    # "Is it 1 ?" + "the correct answer is true" + EOS; the test prompt alone
+    assert report["files"][0]["tokens"]["p100"] == 4 + 5 + 1
+    assert report["files"][1]["tokens"]["p100"] == 4
+
+
+def test_a_bad_file_is_named_and_the_others_reported(data_dir):
+    write(data_dir, "piqa", "test", ["How?"], answer="answer9")
+    done = check_data("--data-dir", data_dir)
+    assert done.returncode == 2
+    assert "boolq/train" in done.stdout
+    assert "piqa/test.json, row 1: answer is 'answer9'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data-dir", "missing"], "--data-dir: missing is no folder"),
+        (["--data-dir", "{empty}"], "no set of the task table"),
+        (["--data-dir", "{data}", "--tokenizer", "missing"], "--tokenizer: missing is no folder"),
+        (["--data-dir", "{data}", "--tokenizer", "{empty}"], "holds no tokenizer"),
+    ],
+)
+def test_mistakes(data_dir, tmp_path_factory, arguments, message):
+    empty = tmp_path_factory.mktemp("empty")
+    done = check_data(*(argument.format(data=data_dir, empty=empty) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_published_counts(shared_data):
+    done = check_data("--data-dir", shared_data / "llm_adapters", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    files = {(f["set"], f["split"]): (f["rows"], f["unique_questions"]) for f in report["files"]}
+    assert files["math_10k", "train"] == (9919, 8663)
+    shares = {c["test"]: round(100 * c["share"], 1) for c in report["contamination"] if c["train"] == "math_10k"}
+    expected = {"MultiArith/test": 94.8, "SingleEq/test": 88.4, "AddSub/test": 83.8, "gsm8k/test": 0, "AQuA/test": 0}
+    assert expected.items() <= shares.items()
