@@ -20,6 +20,7 @@ import torch
 SOURCE = Path(__file__).with_name("sampled_gradient.cpp")
 # No -ffast-math: linked into a library, older gcc turns off denormals in the whole process (gcc bug 55522).
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
+TOKENS = 128  # of a block, as in sampled_gradient.cpp
 MULTIPLY_ADDS_PER_THREAD = 65536  # below this, waking another thread costs more than it saves
 
 
@@ -65,7 +66,6 @@ def load() -> ctypes.CDLL | None:
             stacklevel=2,
         )
         return None
-    library.scratch_elements.restype = ctypes.c_int64
     return library
 
 
@@ -86,7 +86,7 @@ def compiled(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor, library: ctyp
     if lowest < 0 or highest >= columns:
         raise IndexError(f"idx reaches from {lowest} to {highest}, but x has {columns} columns")
     size = ctypes.c_int64
-    scratch = torch.empty(library.scratch_elements(size(tokens), size(columns), size(grad.itemsize)), dtype=accumulate)
+    scratch = torch.empty(2, columns, TOKENS, dtype=accumulate)
     work = tokens * (rows * (k + 1) + columns)
     threads = min(torch.get_num_threads(), 1 + work // MULTIPLY_ADDS_PER_THREAD)
     getattr(library, f"sampled_gradient_{str(common).removeprefix('torch.')}")(

@@ -16,10 +16,9 @@
 
 namespace {
 
-constexpr int64_t TOKENS = 128;                 // tokens of a block, zero-padded: 512 bytes a column in fp32
-constexpr int64_t TILE = 16;                    // a transpose goes by tiles of 16 x 16
-constexpr int64_t ROWS = 32;                    // rows of dy transposed at once: 16 KiB in fp32, half of an L1 cache
-constexpr int64_t CHUNK_BYTES = 4 << 20;        // transposed x kept at once (at least one block)
+constexpr int64_t TOKENS = 128;  // tokens of a block, zero-padded: 512 bytes a column in fp32
+constexpr int64_t TILE = 16;     // a transpose goes by tiles of 16 x 16
+constexpr int64_t ROWS = 128;    // rows of dy transposed at once: 64 KiB in fp32, long reads per token
 
 struct bfloat16 {
   uint16_t bits;
@@ -34,6 +33,8 @@ struct bfloat16 {
 // One tile: from[t * stride + c], height x width -> to[c * TOKENS + t]; absent tokens become zeros.
 template <class In, class Acc>
 void transpose_tile(const In* from, int64_t stride, int64_t height, int64_t width, Acc* to) {
+  // The tile below is a page or more away, where the hardware does not look ahead.
+  for (int t = 0; t < TILE; t++) __builtin_prefetch(from + (t + TILE) * stride);
   Acc tile[TILE][TILE];
   if (height == TILE && width == TILE) {  // constant bounds: the compiler keeps the tile in registers
     for (int t = 0; t < TILE; t++)
@@ -102,7 +103,6 @@ void dots(const Acc* dy, const Acc* x, const int64_t* idx, Acc* grad) {
 template <class In, class Acc>
 void sampled_gradient(const In* dy, int64_t dy_stride, const In* x, int64_t x_stride, const int64_t* idx, Acc* grad,
                       Acc* scratch, int64_t tokens, int64_t out, int64_t in, int64_t k, int threads) {
-  const int64_t blocks = std::max<int64_t>(1, CHUNK_BYTES / int64_t(sizeof(Acc) * in * TOKENS));
 #pragma omp parallel num_threads(threads)
   {
     const int64_t team = omp_get_num_threads(), member = omp_get_thread_num();
@@ -110,42 +110,32 @@ void sampled_gradient(const In* dy, int64_t dy_stride, const In* x, int64_t x_st
     const int64_t first_column = in * member / team, last_column = in * (member + 1) / team;
     alignas(64) Acc rows[ROWS * TOKENS];
 
-    for (int64_t chunk = 0; chunk < tokens; chunk += blocks * TOKENS) {
-      const int64_t end = std::min(tokens, chunk + blocks * TOKENS);
-      Acc* block = scratch;
-      for (int64_t t = chunk; t < end; t += TOKENS, block += in * TOKENS)
-        transpose(x + t * x_stride + first_column, x_stride, std::min(TOKENS, end - t), last_column - first_column,
-                  block + first_column * TOKENS);
+    for (int64_t t0 = 0, block = 0; t0 < tokens; t0 += TOKENS, block++) {
+      const int64_t count = std::min(TOKENS, tokens - t0);
+      // Two blocks of scratch in turn: one barrier is enough, nobody still reads the block that is written next.
+      Acc* xt = scratch + (block % 2) * in * TOKENS;
+      transpose(x + t0 * x_stride + first_column, x_stride, count, last_column - first_column,
+                xt + first_column * TOKENS);
 #pragma omp barrier
-      block = scratch;
-      for (int64_t t = chunk; t < end; t += TOKENS, block += in * TOKENS) {
-        for (int64_t r0 = first_row; r0 < last_row; r0 += ROWS) {
-          const int64_t count = std::min(ROWS, last_row - r0);
-          transpose(dy + t * dy_stride + r0, dy_stride, std::min(TOKENS, end - t), count, rows);
-          for (int64_t r = 0; r < count; r++) {
-            const int64_t* columns = idx + (r0 + r) * k;
-            Acc* entries = grad + (r0 + r) * k;
-            int64_t j = 0;
-            for (; j + 4 <= k; j += 4) dots<4>(rows + r * TOKENS, block, columns + j, entries + j);
-            for (; j < k; j++) dots<1>(rows + r * TOKENS, block, columns + j, entries + j);
-          }
+      for (int64_t r0 = first_row; r0 < last_row; r0 += ROWS) {
+        const int64_t height = std::min(ROWS, last_row - r0);
+        transpose(dy + t0 * dy_stride + r0, dy_stride, count, height, rows);
+        for (int64_t r = 0; r < height; r++) {
+          const int64_t* columns = idx + (r0 + r) * k;
+          Acc* entries = grad + (r0 + r) * k;
+          int64_t j = 0;
+          for (; j + 4 <= k; j += 4) dots<4>(rows + r * TOKENS, xt, columns + j, entries + j);
+          for (; j < k; j++) dots<1>(rows + r * TOKENS, xt, columns + j, entries + j);
         }
       }
-#pragma omp barrier
     }
   }
 }
 
 }  // namespace
 
-// Elements the caller has to provide as `scratch`, in the type of grad.
-extern "C" int64_t scratch_elements(int64_t tokens, int64_t in, int64_t element_bytes) {
-  const int64_t blocks = std::max<int64_t>(1, CHUNK_BYTES / (element_bytes * in * TOKENS));
-  return std::min((tokens + TOKENS - 1) / TOKENS, blocks) * in * TOKENS;
-}
-
 // dy [tokens, out] and x [tokens, in] with unit column strides and the given row strides, idx [out, k] with values in
-// [0, in), grad [out, k] zeroed by the caller: idx and grad contiguous.
+// [0, in), grad [out, k] zeroed by the caller: idx and grad contiguous. scratch: 2 * in * 128 elements of grad's type.
 #define EXPORT(NAME, IN, ACC)                                                                                         \
   extern "C" void NAME(const IN* dy, int64_t dy_stride, const IN* x, int64_t x_stride, const int64_t* idx, ACC* grad, \
                        ACC* scratch, int64_t tokens, int64_t out, int64_t in, int64_t k, int threads) {               \
