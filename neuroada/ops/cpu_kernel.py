@@ -80,22 +80,22 @@ def compiled(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor, library: ctyp
     dy, x, idx = _unit_columns(dy.to(common)), _unit_columns(x.to(common)), idx.contiguous()
     tokens, columns = x.shape
     rows, k = idx.shape
-    accumulate = torch.promote_types(common, torch.float32)
-    grad = torch.zeros(rows, k, dtype=accumulate)
     lowest, highest = torch.aminmax(idx)
     if lowest < 0 or highest >= columns:
         raise IndexError(f"idx reaches from {lowest} to {highest}, but x has {columns} columns")
-    size = ctypes.c_int64
-    scratch = torch.empty(2, columns, TOKENS, dtype=accumulate)
     work = tokens * (rows * (k + 1) + columns)
-    threads = min(torch.get_num_threads(), 1 + work // MULTIPLY_ADDS_PER_THREAD)
+    parts = min(torch.get_num_threads(), -(-tokens // TOKENS), -(-work // MULTIPLY_ADDS_PER_THREAD))
+    accumulate = torch.promote_types(common, torch.float32)
+    grad = torch.zeros(parts, rows, k, dtype=accumulate)
+    scratch = torch.empty(parts, columns, TOKENS, dtype=accumulate)
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
     getattr(library, f"sampled_gradient_{str(common).removeprefix('torch.')}")(
-        *(ctypes.c_void_p(dy.data_ptr()), size(dy.stride(0)), ctypes.c_void_p(x.data_ptr()), size(x.stride(0))),
-        *(ctypes.c_void_p(t.data_ptr()) for t in (idx, grad, scratch)),
-        *(size(n) for n in (tokens, rows, columns, k)),
-        ctypes.c_int(threads),
+        *(pointer(dy.data_ptr()), size(dy.stride(0)), pointer(x.data_ptr()), size(x.stride(0))),
+        *(pointer(tensor.data_ptr()) for tensor in (idx, grad, scratch)),
+        *(size(number) for number in (tokens, rows, columns, k)),
+        ctypes.c_int(parts),
     )
-    return grad
+    return grad[0] if parts == 1 else grad.sum(0)
 
 
 def _unit_columns(matrix: torch.Tensor) -> torch.Tensor:

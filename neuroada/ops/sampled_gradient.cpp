@@ -5,10 +5,9 @@
 // k of them for each row, with that row's piece of dy in the L1 cache and the block of x in L2. bf16 becomes fp32 on
 // the way, so all arithmetic is in the type of grad.
 //
-// Threads share the transposed x and own ranges of rows: no partial sums to add up, and the same bits for any number
-// of threads. Built by cpu_kernel.py with nothing but a C++17 compiler (vector extensions of gcc and clang).
-
-#include <omp.h>
+// Threads take ranges of tokens, each with its own block of x and its own partial sums: they meet once, at the end, so a
+// busy machine costs little, and the bits depend on the number of parts alone. Built by cpu_kernel.py with nothing but
+// a C++17 compiler (vector extensions of gcc and clang).
 
 #include <algorithm>
 #include <cstdint>
@@ -100,46 +99,47 @@ void dots(const Acc* dy, const Acc* x, const int64_t* idx, Acc* grad) {
   for (int n = 0; n < N; n++) grad[n] += acc[n].sum();
 }
 
+// The tokens of one part: grad[r, j] += their share. xt: a block of transposed x, [in][TOKENS].
 template <class In, class Acc>
-void sampled_gradient(const In* dy, int64_t dy_stride, const In* x, int64_t x_stride, const int64_t* idx, Acc* grad,
-                      Acc* scratch, int64_t tokens, int64_t out, int64_t in, int64_t k, int threads) {
-#pragma omp parallel num_threads(threads)
-  {
-    const int64_t team = omp_get_num_threads(), member = omp_get_thread_num();
-    const int64_t first_row = out * member / team, last_row = out * (member + 1) / team;
-    const int64_t first_column = in * member / team, last_column = in * (member + 1) / team;
-    alignas(64) Acc rows[ROWS * TOKENS];
-
-    for (int64_t t0 = 0, block = 0; t0 < tokens; t0 += TOKENS, block++) {
-      const int64_t count = std::min(TOKENS, tokens - t0);
-      // Two blocks of scratch in turn: one barrier is enough, nobody still reads the block that is written next.
-      Acc* xt = scratch + (block % 2) * in * TOKENS;
-      transpose(x + t0 * x_stride + first_column, x_stride, count, last_column - first_column,
-                xt + first_column * TOKENS);
-#pragma omp barrier
-      for (int64_t r0 = first_row; r0 < last_row; r0 += ROWS) {
-        const int64_t height = std::min(ROWS, last_row - r0);
-        transpose(dy + t0 * dy_stride + r0, dy_stride, count, height, rows);
-        for (int64_t r = 0; r < height; r++) {
-          const int64_t* columns = idx + (r0 + r) * k;
-          Acc* entries = grad + (r0 + r) * k;
-          int64_t j = 0;
-          for (; j + 4 <= k; j += 4) dots<4>(rows + r * TOKENS, xt, columns + j, entries + j);
-          for (; j < k; j++) dots<1>(rows + r * TOKENS, xt, columns + j, entries + j);
-        }
+void add_part(const In* dy, int64_t dy_stride, const In* x, int64_t x_stride, const int64_t* idx, Acc* grad, Acc* xt,
+              int64_t tokens, int64_t out, int64_t in, int64_t k) {
+  alignas(64) Acc dyt[ROWS * TOKENS];
+  for (int64_t t0 = 0; t0 < tokens; t0 += TOKENS) {
+    const int64_t count = std::min(TOKENS, tokens - t0);
+    transpose(x + t0 * x_stride, x_stride, count, in, xt);
+    for (int64_t r0 = 0; r0 < out; r0 += ROWS) {
+      const int64_t height = std::min(ROWS, out - r0);
+      transpose(dy + t0 * dy_stride + r0, dy_stride, count, height, dyt);
+      for (int64_t r = 0; r < height; r++) {
+        const int64_t* columns = idx + (r0 + r) * k;
+        Acc* entries = grad + (r0 + r) * k;
+        int64_t j = 0;
+        for (; j + 4 <= k; j += 4) dots<4>(dyt + r * TOKENS, xt, columns + j, entries + j);
+        for (; j < k; j++) dots<1>(dyt + r * TOKENS, xt, columns + j, entries + j);
       }
     }
   }
 }
 
+template <class In, class Acc>
+void sampled_gradient(const In* dy, int64_t dy_stride, const In* x, int64_t x_stride, const int64_t* idx, Acc* grad,
+                      Acc* scratch, int64_t tokens, int64_t out, int64_t in, int64_t k, int parts) {
+#pragma omp parallel for num_threads(parts) schedule(static, 1)
+  for (int part = 0; part < parts; part++) {
+    const int64_t first = tokens * part / parts, last = tokens * (part + 1) / parts;
+    add_part(dy + first * dy_stride, dy_stride, x + first * x_stride, x_stride, idx, grad + part * out * k,
+             scratch + part * in * TOKENS, last - first, out, in, k);
+  }
+}
+
 }  // namespace
 
-// dy [tokens, out] and x [tokens, in] with unit column strides and the given row strides, idx [out, k] with values in
-// [0, in), grad [out, k] zeroed by the caller: idx and grad contiguous. scratch: 2 * in * 128 elements of grad's type.
+// dy [tokens, out] and x [tokens, in] with unit column strides and the given row strides; idx [out, k] in [0, in);
+// grad [parts, out, k] zeroed by the caller, who adds the parts up; scratch [parts, in, 128]. All sizes positive.
 #define EXPORT(NAME, IN, ACC)                                                                                         \
   extern "C" void NAME(const IN* dy, int64_t dy_stride, const IN* x, int64_t x_stride, const int64_t* idx, ACC* grad, \
-                       ACC* scratch, int64_t tokens, int64_t out, int64_t in, int64_t k, int threads) {               \
-    sampled_gradient(dy, dy_stride, x, x_stride, idx, grad, scratch, tokens, out, in, k, threads);                    \
+                       ACC* scratch, int64_t tokens, int64_t out, int64_t in, int64_t k, int parts) {                 \
+    sampled_gradient(dy, dy_stride, x, x_stride, idx, grad, scratch, tokens, out, in, k, parts);                      \
   }
 EXPORT(sampled_gradient_float32, float, float)
 EXPORT(sampled_gradient_bfloat16, bfloat16, float)
