@@ -33,6 +33,17 @@ def load_tokenizer(source: str) -> Any:
     return tokenizer
 
 
+def load_config(source: str) -> Any:
+    """The model's configuration; no code of its repository is run."""
+    from transformers import AutoConfig
+
+    _check_folder(source)
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model = {source}: no configuration there: {_first_line(error)}") from None
+
+
 def load_base(source: str, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
     """The frozen base model, from a hub id or folder; no code of its repository is run.
 

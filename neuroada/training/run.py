@@ -18,7 +18,7 @@ from neuroada.training.checkpoint import find_checkpoint, restore_checkpoint, sa
 from neuroada.training.engines import Engine, make_engine, trained
 from neuroada.training.loss import answer_loss
 from neuroada.training.metrics import Metrics, peak_memory_bytes
-from neuroada.training.model import attach, check_dtype, load_base, load_tokenizer
+from neuroada.training.model import check_dtype, load_tokenizer
 from neuroada.training.preemption import StopRequest
 from neuroada.training.recipe import Recipe
 from neuroada.training.schedule import lr_at
@@ -42,7 +42,7 @@ def train(recipe: Recipe) -> Path:
     steps = total_steps(recipe, len(data))
 
     torch.manual_seed(recipe.train.seed)
-    model = engine.load(lambda: attach(load_base(recipe.model, dtype), recipe.adapter, recipe.train.seed))
+    model = engine.load(dtype)
     if recipe.train.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()

@@ -27,8 +27,8 @@ class Engine(Protocol):
     device: torch.device
     model: nn.Module  # callable with a micro batch's inputs once `start` has run
 
-    def load(self, build: Callable[[], nn.Module]) -> nn.Module:
-        """Run `build` so that the model it returns is kept the engine's way."""
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        """The recipe's model with its adapter attached, kept the engine's way from the start."""
 
     def start(self, model: nn.Module, micro_batches: int) -> None:
         """Take the model with its adapter, ready to train; `micro_batches` of each rank make a step."""

@@ -17,6 +17,7 @@ from torch import nn
 from neuroada import sharding
 from neuroada.errors import UserError
 from neuroada.training.engines import STATE, adamw, find_device, trained
+from neuroada.training.model import attach, load_base
 from neuroada.training.recipe import Recipe
 
 DS_CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
@@ -84,12 +85,14 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,
         }
 
-    def load(self, build: Callable[[], nn.Module]) -> nn.Module:
-        if self.config["zero_optimization"]["stage"] == 3:
-            from transformers.integrations import HfDeepSpeedConfig
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        from transformers.integrations import HfDeepSpeedConfig
 
-            self.keep_alive = HfDeepSpeedConfig(self.config)  # while it lives, from_pretrained partitions as it loads
-        return build()
+        # While it lives, from_pretrained partitions the weights as it loads them (ZeRO-3).
+        alive = HfDeepSpeedConfig(self.config)
+        base = load_base(self.recipe.model, dtype)
+        del alive
+        return attach(base, self.recipe.adapter, self.recipe.train.seed)
 
     def start(self, model: nn.Module, micro_batches: int) -> None:
         import deepspeed

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from neuroada.training.engines import STATE, adamw, find_device, trained
+from neuroada.training.model import attach, load_base
 from neuroada.training.recipe import Recipe
 
 
@@ -16,8 +17,9 @@ class SingleEngine:
         self.recipe = recipe
         self.device = find_device()
 
-    def load(self, build: Callable[[], nn.Module]) -> nn.Module:
-        return build().to(self.device)
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        base = load_base(self.recipe.model, dtype).to(self.device)
+        return attach(base, self.recipe.adapter, self.recipe.train.seed)
 
     def start(self, model: nn.Module, micro_batches: int) -> None:
         self.model = model

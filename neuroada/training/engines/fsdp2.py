@@ -1,0 +1,110 @@
+"""FSDP2, by torch's `fully_shard` alone: every parameter a DTensor cut by rows.
+
+The model is built on the meta device and comes to life block by block, each cut before the next one exists; then every
+rank reads its own rows from the checkpoint's files and selects on them. No rank ever holds more than a block.
+"""
+
+import os
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from neuroada import sharding
+from neuroada.adapter import NeuroAdaLinear
+from neuroada.errors import UserError
+from neuroada.training.engines import STATE, adamw, find_device, trained
+from neuroada.training.model import attach, load_config
+from neuroada.training.recipe import Recipe
+from neuroada.training.weights import checkpoint_folder, fill, tensor_files
+
+
+class Fsdp2Engine:
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.device = find_device()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    def load(self, dtype: torch.dtype) -> nn.Module:
+        from accelerate import init_empty_weights
+        from transformers import AutoModelForCausalLM
+
+        files = tensor_files(checkpoint_folder(self.recipe.model))
+        config = load_config(self.recipe.model)
+        with init_empty_weights(include_buffers=False):
+            base = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        base.tie_weights()
+        model = attach(base, self.recipe.adapter, self.recipe.train.seed)
+        blocks = [module for module in model.modules() if type(module).__name__ in (base._no_split_modules or ())]
+        if not blocks:
+            raise UserError(f"engine.name = fsdp2: {type(base).__name__} does not say what its blocks are; use deepspeed")
+        for block in blocks:
+            self._materialise(block)
+            fully_shard(block)
+        self._materialise(model)
+        base.tie_weights()
+        fully_shard(model)
+
+        frozen = [(_name_in_checkpoint(name), param) for name, param in model.named_parameters()]
+        fill([(name, param) for name, param in frozen if "neuroada_" not in name and "lora_" not in name], files)
+        for layer in model.modules():
+            if isinstance(layer, NeuroAdaLinear):
+                sharding.stored(layer.neuroada_delta["default"]).zero_()
+                if self.recipe.adapter.selection != "gradient":
+                    layer.select("default", model.peft_config["default"])  # type: ignore[index, union-attr]
+        return model
+
+    def _materialise(self, root: nn.Module) -> None:
+        """Give memory to the parameters that are still on the meta device; buffers are real already."""
+        for module in root.modules():
+            if any(param.is_meta for param in module.parameters(recurse=False)):
+                module.to_empty(device=self.device, recurse=False)
+
+    def start(self, model: nn.Module, micro_batches: int) -> None:
+        self.model = model
+        self.optimizer = adamw(model, self.recipe)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss * self.world_size).backward()  # FSDP averages gradients over ranks
+
+    def step(self, lr: float) -> float:
+        limit = self.recipe.optimizer.max_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_([param for _, param in trained(self.model)], limit)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return cast(DTensor, norm).full_tensor().item()
+
+    def reduce(self, values: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(values)
+        return values
+
+    def moments(self, param: nn.Parameter) -> dict[str, torch.Tensor]:
+        return {name: self.optimizer.state[param][name].full_tensor() for name in STATE}
+
+    def restore(self, step: int, read: Callable[[str, nn.Parameter], dict[str, torch.Tensor]]) -> None:
+        for name, param in trained(self.model):
+            saved = read(name, param)
+            everything = slice(0, len(saved["value"]))
+            sharding.write_rows(param, everything, saved["value"])
+            state: dict[str, torch.Tensor] = {"step": torch.tensor(float(step))}
+            for key in STATE:
+                state[key] = torch.zeros_like(param)
+                sharding.write_rows(state[key], everything, saved[key])
+            self.optimizer.state[param] = state
+
+
+def _name_in_checkpoint(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def make(recipe: Recipe) -> Fsdp2Engine:
+    return Fsdp2Engine(recipe)
+
+

@@ -1,0 +1,78 @@
+"""The same losses under every engine and world size, and across a move from any to any.
+
+Each source is a run of 8 steps with a checkpoint at step 4. A move takes that checkpoint to another engine or world size
+and runs steps 5 to 8 there.
+"""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+from distributed_runs import TinyRuns, assert_same_curve, losses
+from safetensors.torch import load_file
+
+SOURCES = [("single", 1), *itertools.product(("zero1", "zero2", "zero3", "fsdp2"), (1, 2, 3, 4))]
+
+
+@pytest.fixture(scope="module")
+def sources(tiny_runs: TinyRuns) -> dict[tuple[str, int], Path]:
+    """The folder of an uninterrupted run for each engine and world size."""
+    found = {source: tiny_runs.add(f"{source[0]}x{source[1]}", *source) for source in SOURCES}
+    tiny_runs.run()
+    return found
+
+
+def move(tiny_runs: TinyRuns, source: Path, engine: str, world_size: int) -> Path:
+    """Queue steps 5 to 8 under another engine, from the source's checkpoint at step 4."""
+    name = f"{source.name}-to-{engine}x{world_size}"
+    folder = tiny_runs.add(name, engine, world_size)
+    shutil.copytree(source / "checkpoints" / "step-000004", folder / "checkpoints" / "step-000004")
+    shutil.copy(source / "metrics.jsonl", folder)
+    return folder
+
+
+def test_every_engine_and_world_size_learns_the_same(sources: dict[tuple[str, int], Path]) -> None:
+    expected = losses(sources["single", 1])
+    assert len(expected) == 8
+    assert expected[8] < expected[1]
+    for source, folder in sources.items():
+        assert_same_curve(losses(folder), expected), source
+
+
+def test_the_adapter_is_the_same_file_from_every_engine(sources: dict[tuple[str, int], Path]) -> None:
+    expected = load_file(sources["single", 1] / "adapter" / "adapter_model.safetensors")
+    for folder in sources.values():
+        found = load_file(folder / "adapter" / "adapter_model.safetensors")
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            if name.endswith("neuroada_idx"):
+                assert found[name].equal(tensor)  # the selection, to the bit
+            else:
+                assert found[name].numpy() == pytest.approx(tensor.numpy(), abs=2e-5)
+
+
+def test_checkpoints_hold_no_frozen_weight(sources: dict[tuple[str, int], Path]) -> None:
+    for (_, ranks), folder in sources.items():
+        sizes = sum(path.stat().st_size for path in (folder / "checkpoints" / "step-000008").iterdir())
+        trained = sum(tensor.numel() for name, tensor in load_file(
+            folder / "adapter" / "adapter_model.safetensors").items() if name.endswith("delta"))  # fmt: skip
+        assert sizes <= 12 * trained + ranks * 1_000_000
+
+
+def check_moves(tiny_runs: TinyRuns, sources: dict, moves: list[tuple[tuple[str, int], tuple[str, int]]]) -> None:
+    expected = losses(sources["single", 1])
+    folders = [move(tiny_runs, sources[start], *target) for start, target in moves]
+    tiny_runs.run()
+    for folder in folders:
+        assert_same_curve(losses(folder), expected), folder.name
+
+
+def test_a_run_moves_to_another_engine_and_world_size(tiny_runs: TinyRuns, sources: dict) -> None:
+    """Each source once, each target once: the next of the list but five, so that engine and world size both change."""
+    check_moves(tiny_runs, sources, list(zip(SOURCES, SOURCES[5:] + SOURCES[:5], strict=True)))
+
+
+@pytest.mark.long
+def test_every_move(tiny_runs: TinyRuns, sources: dict) -> None:
+    check_moves(tiny_runs, sources, list(itertools.product(SOURCES, SOURCES)))
