@@ -9,6 +9,7 @@ Cut off? The same command goes on where it stopped.
 
 import argparse
 import os
+from importlib.util import find_spec
 from typing import NoReturn
 
 from neuroada.command import run
@@ -51,6 +52,8 @@ def main(argv: list[str]) -> None:
     for task in tasks:
         load_examples(task, "test", arguments.data_dir)  # a mistake in the data shows before a model is loaded
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.backend == "vllm" and find_spec("vllm") is None:
+        raise UserError("backend: vllm is not installed; pip install vllm, or give --backend hf")
     if arguments.backend == "vllm" and world_size > 1:
         raise UserError(f"backend: vllm starts its own workers, not {world_size} ranks; run it without a launcher")
     if world_size > 1:  # before torch starts its threads

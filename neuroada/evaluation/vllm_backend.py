@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from neuroada.errors import UserError
 from neuroada.evaluation.arguments import Source
 from neuroada.evaluation.generate import Batch
 from neuroada.evaluation.load import load
@@ -20,10 +19,8 @@ class VllmBackend:
     """Greedy decoding by vLLM. A context: an adapter is merged into a temporary folder, which is gone on leaving."""
 
     def __init__(self, source: Source, dtype: str) -> None:
-        try:
-            import vllm
-        except ImportError:
-            raise UserError("backend: vllm is not installed; pip install vllm, or give --backend hf") from None
+        import vllm
+
         self._vllm = vllm
         self._merged: TemporaryDirectory | None = None
         folder = source.model
