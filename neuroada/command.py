@@ -1,22 +1,24 @@
 """What every command line of launch/ shares: its exit status, and one line instead of a traceback for a user's mistake."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 
-from neuroada.errors import Preempted, UserError
+from neuroada.errors import Preempted, UserError, node_name
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main(argv)` and exit: 0 done, 2 a mistake of the user's, 75 preempted with a checkpoint, 130 interrupted.
-
-    With several ranks the line is printed by rank 0 alone: the others found the same mistake.
-    """
+    """Call `main(argv)` and exit: 0 done, 2 a mistake of the user's, 75 preempted with a checkpoint, 130 interrupted."""
     try:
         main(sys.argv[1:])
     except UserError as mistake:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr, flush=True)
+        _print_mistake(str(mistake))
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _print_mistake(f"{error}: free some space and run the same command again")
         sys.exit(2)
     except Preempted as stop:
         if os.environ.get("RANK", "0") == "0":
@@ -24,3 +26,13 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.exit(75)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _print_mistake(text: str) -> None:
+    """One line. Ranks that are joined have found the same mistake, and rank 0 tells it; before, each node for itself."""
+    distributed = sys.modules.get("torch.distributed")
+    joined = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    if os.environ.get("RANK" if joined else "LOCAL_RANK", "0") != "0":
+        return
+    place = f"node {node_name()}: " if int(os.environ.get("SLURM_NNODES", "1")) > 1 and not joined else ""
+    print(f"error: {place}{' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -1,5 +1,8 @@
 """The two ways a command ends early, and the exit status of each."""
 
+import os
+import socket
+
 
 class UserError(ValueError):
     """A mistake in what the user gave. One line: the field or file, its value, and what would be right. Exit status 2."""
@@ -7,3 +10,8 @@ class UserError(ValueError):
 
 class Preempted(Exception):
     """Stopped early on request, with a checkpoint saved: run the same command again. Exit status 75 (EX_TEMPFAIL)."""
+
+
+def node_name() -> str:
+    """This machine's name in messages: SLURM's for it, or its own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -50,6 +50,7 @@ class Train(Section):
     seed: int = 42
     activation_checkpointing: bool = False
     log_every: Positive = 1
+    step_timeout_minutes: Annotated[float, Field(gt=0)] = 30  # of one step, and of the start: then the job ends
 
 
 class Checkpoint(Section):

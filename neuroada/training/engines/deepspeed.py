@@ -19,6 +19,7 @@ from neuroada.errors import UserError
 from neuroada.training.engines import STATE, adamw, find_device, trained
 from neuroada.training.model import attach, load_base
 from neuroada.training.recipe import Recipe
+from neuroada.training.watchdog import collective_timeout
 
 DS_CONFIGS = Path(__file__).resolve().parents[3] / "ds_configs"
 
@@ -73,7 +74,10 @@ class DeepSpeedEngine:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
-        deepspeed.init_distributed(dist_backend="nccl" if self.device.type == "cuda" else "gloo")
+        deepspeed.init_distributed(
+            dist_backend="nccl" if self.device.type == "cuda" else "gloo",
+            timeout=collective_timeout(recipe.train.step_timeout_minutes),
+        )
         self.recipe = recipe
         self.config = {
             **config,

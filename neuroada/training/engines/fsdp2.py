@@ -20,6 +20,7 @@ from neuroada.errors import UserError
 from neuroada.training.engines import STATE, adamw, find_device, trained
 from neuroada.training.model import attach, load_config
 from neuroada.training.recipe import Recipe
+from neuroada.training.watchdog import collective_timeout
 from neuroada.training.weights import checkpoint_folder, fill, tensor_files
 
 
@@ -29,7 +30,8 @@ class Fsdp2Engine:
         self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.device = find_device()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=collective_timeout(recipe.train.step_timeout_minutes))
 
     def load(self, dtype: torch.dtype) -> nn.Module:
         from accelerate import init_empty_weights
