@@ -8,6 +8,7 @@ torchrun --nproc-per-node 8 launch/train.py --recipe llama13b_math engine.name=f
 import argparse
 
 from neuroada.command import run
+from neuroada.training.preemption import StopRequest
 from neuroada.training.recipe import load_recipe
 
 
@@ -19,11 +20,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-3 train.max_steps=50")
     args = parser.parse_args(argv)
+    stop = StopRequest()
     recipe = load_recipe(args.recipe, args.overrides)
 
     from neuroada.training.run import train  # torch and its friends, once the recipe stands
 
-    print(f"adapter: {train(recipe)}")
+    print(f"adapter: {train(recipe, stop)}")
 
 
 if __name__ == "__main__":

@@ -20,26 +20,33 @@ from neuroada.training.loss import answer_loss
 from neuroada.training.metrics import Metrics, peak_memory_bytes
 from neuroada.training.model import check_dtype, load_tokenizer
 from neuroada.training.preemption import StopRequest
+from neuroada.training.preflight import check_ranks, check_space, describe, describe_time, together
 from neuroada.training.recipe import Recipe
 from neuroada.training.schedule import lr_at
+from neuroada.training.watchdog import Watchdog
 
 
-def train(recipe: Recipe) -> Path:
-    """Run the recipe to its end; returns the adapter's folder.
+def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
+    """Run the recipe to its end; returns the adapter's folder. `stop`: made earlier, to hear of signals from then on.
 
     Raises:
         UserError: the recipe, its data or its model do not fit; nothing has been written to output_dir by then.
         Preempted: a signal asked for an end; a checkpoint is saved.
     """
-    stop = StopRequest()
+    stop = stop or StopRequest()
     engine = make_engine(recipe)
-    micro_batches = recipe.micro_batches(engine.world_size)
-    dtype = check_dtype(recipe, engine.device)
-    task = get_task(recipe.task)
-    examples = load_examples(task, "train", recipe.data_dir)
-    tokenizer = load_tokenizer(recipe.model)
-    data = encode(examples, task, tokenizer, recipe.train.max_length, cache_dir=Path(recipe.data_dir) / ".tokens")
-    steps = total_steps(recipe, len(data))
+    watchdog = Watchdog(recipe.train.step_timeout_minutes, engine.rank)
+    watchdog.watch("the start")
+    with together(engine):
+        micro_batches = recipe.micro_batches(engine.world_size)
+        dtype = check_dtype(recipe, engine.device)
+        task = get_task(recipe.task)
+        examples = load_examples(task, "train", recipe.data_dir)
+        tokenizer = load_tokenizer(recipe.model)
+        data = encode(examples, task, tokenizer, recipe.train.max_length, cache_dir=Path(recipe.data_dir) / ".tokens")
+        steps = total_steps(recipe, len(data))
+        data_fingerprint = fingerprint(examples)
+    check_ranks(engine, recipe, data_fingerprint)
 
     torch.manual_seed(recipe.train.seed)
     model = engine.load(dtype)
@@ -50,17 +57,21 @@ def train(recipe: Recipe) -> Path:
     engine.start(model, micro_batches)
 
     folder = Path(recipe.output_dir)
-    identity = {"model": recipe.model, "adapter": recipe.adapter.model_dump(), "data": fingerprint(examples)}
+    identity = {"model": recipe.model, "adapter": recipe.adapter.model_dump(), "data": data_fingerprint}
     checkpoint = find_checkpoint(folder) if recipe.checkpoint.resume == "auto" else None
     first = restore_checkpoint(checkpoint, engine, model, identity) if checkpoint else 0
+    check_space(engine, recipe, model)
+    describe(recipe, engine, model, data, steps, first)
+    if stop.agreed(engine):
+        raise Preempted(f"stopped before step {first + 1} of {steps}; run the same command to go on")
     metrics = None
     if engine.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         recipe.save(folder / "recipe.yaml")
-        describe(recipe, engine, model, data, steps, first)
         metrics = Metrics(recipe, steps, first)
 
     for step in range(first, steps):
+        watchdog.watch(f"step {step + 1}")
         started = time.perf_counter()
         batch = global_batch(step, recipe.train.global_batch_size, len(data), recipe.train.seed)
         loss, tokens = run_micro_batches(engine, recipe, data, batch, tokenizer.pad_token_id, step)
@@ -80,16 +91,20 @@ def train(recipe: Recipe) -> Path:
                     "tokens_per_second": tokens / seconds, "peak_memory_bytes": peak_memory_bytes(),
                 })  # fmt: skip
             metrics.bar.update()
+            if done == first + 3:  # the first ones also compile and allocate
+                describe_time(time.perf_counter() - started, steps - done)
         stopping = stop.agreed(engine)
         if stopping or done % recipe.checkpoint.every_steps == 0 or done == steps:
             save_checkpoint(engine, model, recipe, done, identity)
         if stopping and done < steps:
             raise Preempted(f"stopped at step {done} of {steps}, checkpoint saved; run the same command to go on")
 
+    watchdog.watch("writing the adapter")
     if metrics is not None:
         metrics.close()
     save_run_adapter(model, recipe, folder / "adapter", tokenizer if engine.rank == 0 else None)
     engine.reduce(torch.zeros(1, device=engine.device))  # no rank leaves before the adapter is written
+    watchdog.watch(None)
     return folder / "adapter"
 
 
@@ -114,24 +129,6 @@ def run_micro_batches(
         engine.backward(part)
         loss += part.detach()
     return engine.reduce(loss).item(), int(data.lengths[batch].sum())
-
-
-def describe(recipe: Recipe, engine: Engine, model: nn.Module, data: Encoded, steps: int, first: int) -> None:
-    """One block a human can read, before the first step."""
-    params = trained(model)
-    trainable = sum(math.prod(sharding.shape(param)) for _, param in params)
-    total = sum(math.prod(sharding.shape(param)) for param in model.parameters())
-    strategy = recipe.engine.ds_config if type(engine).__name__ == "DeepSpeedEngine" else ""
-    name = type(engine).__name__.removesuffix("Engine").lower()
-    print(
-        f"model      {recipe.model}, {recipe.train.dtype}, {recipe.adapter.method} k = {recipe.adapter.k} "
-        f"by {recipe.adapter.selection}\n"
-        f"trainable  {trainable:,} of {total:,} ({100 * trainable / total:.4f} %)\n"
-        f"engine     {name} {strategy} on {engine.world_size} rank(s), {engine.device.type}\n"
-        f"data       {recipe.task}: {data}\n"
-        f"steps      {first} of {steps} done; {recipe.train.global_batch_size} sequences each",
-        flush=True,
-    )
 
 
 def save_run_adapter(model: nn.Module, recipe: Recipe, folder: Path, tokenizer: Any) -> None:
