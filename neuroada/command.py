@@ -9,7 +9,7 @@ from neuroada.errors import Preempted, UserError, node_name
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call `main(argv)` and exit: 0 done, 2 a mistake of the user's, 75 preempted with a checkpoint, 130 interrupted."""
+    """Call `main(argv)` and exit: 0 done, 2 a user's mistake, 75 preempted with a checkpoint, 130 interrupted."""
     try:
         main(sys.argv[1:])
     except UserError as mistake:
@@ -29,7 +29,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def _print_mistake(text: str) -> None:
-    """One line. Ranks that are joined have found the same mistake, and rank 0 tells it; before, each node for itself."""
+    """One line. Of joined ranks, who found the same mistake, rank 0 tells it; before, each node tells its own."""
     distributed = sys.modules.get("torch.distributed")
     joined = distributed is not None and distributed.is_available() and distributed.is_initialized()
     if os.environ.get("RANK" if joined else "LOCAL_RANK", "0") != "0":

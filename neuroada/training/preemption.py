@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 ECHO_SECONDS = 2.0
-"""SLURM, srun, the batch script and launchers each pass a signal on: its copies arrive within this time, and are one."""
+"""SLURM, srun, the batch script and launchers all pass a signal on: copies that arrive within this time are one."""
 
 
 class StopRequest:

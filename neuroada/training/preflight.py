@@ -152,7 +152,7 @@ def _appears(path: Path, content: str) -> bool:
 
 
 def check_space(engine: Engine, recipe: Recipe, model: nn.Module) -> None:
-    """There is room for `checkpoint.keep` checkpoints and the one being written. Collective; UserError on every rank."""
+    """There is room for `checkpoint.keep` checkpoints and one being written. Collective; UserError on every rank."""
     with together(engine):
         if engine.rank == 0:
             folder = Path(recipe.output_dir)
@@ -186,7 +186,7 @@ def describe(recipe: Recipe, engine: Engine, model: nn.Module, data: object, ste
         method += f", k = {recipe.adapter.k} by {recipe.adapter.selection}"
     free = shutil.disk_usage(recipe.output_dir).free
     print(
-        f"world       {engine.world_size} rank(s) on {len(nodes)} node(s) ({', '.join(nodes[:8])}), {engine.device.type}\n"
+        f"world       {engine.world_size} rank(s), {engine.device.type}, on {len(nodes)} node(s): {', '.join(nodes[:8])}\n"
         f"strategy    {strategy}\n"
         f"model       {recipe.model}, {recipe.train.dtype}, {method}\n"
         f"trainable   {trainable:,} of {total:,} ({100 * trainable / total:.4f} %)\n"

@@ -8,14 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuroada import sharding
 from neuroada.errors import Preempted, UserError
 from neuroada.tasks.data import fingerprint, load_examples
 from neuroada.tasks.encode import Encoded, encode
 from neuroada.tasks.table import get_task
 from neuroada.training.batches import MicroBatch, collate, global_batch, share
 from neuroada.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
-from neuroada.training.engines import Engine, make_engine, trained
+from neuroada.training.engines import Engine, make_engine
 from neuroada.training.loss import answer_loss
 from neuroada.training.metrics import Metrics, peak_memory_bytes
 from neuroada.training.model import check_dtype, load_tokenizer
