@@ -5,13 +5,16 @@ Every rule gives each connection an integer key, unique in its row, and keeps th
 of the rows.
 """
 
+import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 
 Selection = Literal["magnitude", "gradient", "reverse", "random"]
 
-CHUNK = 1 << 24  # elements whose keys stand in memory at once: 128 MB of int64
+# Elements whose keys stand in memory at once: on a CPU what its cache holds, on a device enough to fill it.
+CPU_CHUNK, DEVICE_CHUNK = 1 << 19, 1 << 24
 
 
 def select_top_k(
@@ -22,30 +25,52 @@ def select_top_k(
     magnitude: the largest |scores| (of weights); gradient: the same, of a gradient; reverse: the smallest; random: by
     `seed` and the position (`first_row` + row, column) alone, so that a rank can choose for its own rows.
     """
-    rows_at_once = max(1, CHUNK // scores.shape[1])
+    chunk = CPU_CHUNK if scores.device.type == "cpu" else DEVICE_CHUNK
+    rows_at_once = max(1, chunk // scores.shape[1])
     chosen = [
-        _keys(part, selection, first_row + start, seed).topk(k, dim=1, sorted=False).indices.sort(dim=1).values
-        for start, part in _chunks(scores, rows_at_once)
+        _top_columns(_keys(scores[start : start + rows_at_once], selection, first_row + start, seed), k)
+        for start in range(0, len(scores), rows_at_once)
     ]
     return torch.cat(chosen) if chosen else torch.empty(0, k, dtype=torch.int64, device=scores.device)
 
 
-def _chunks(scores: torch.Tensor, size: int) -> list[tuple[int, torch.Tensor]]:
-    return [(start, scores[start : start + size]) for start in range(0, len(scores), size)]
+def _top_columns(keys: torch.Tensor, k: int) -> torch.Tensor:
+    """The columns of the k largest keys of each row, ascending: [rows, in] int32 or int64 -> [rows, k] int64.
+
+    In two steps, ten times faster than one top-k over the row: cut it into groups; as keys are unique, its k largest
+    lie in the k groups whose largest key is largest (an element outside has k group maxima above it).
+    """
+    size = math.isqrt(keys.shape[1] // k)  # balances the number of groups, in / size, and of candidates, k * size
+    if size > 1:
+        groups = -(-keys.shape[1] // size)
+        padded = F.pad(keys, (0, groups * size - keys.shape[1]), value=-1)
+        by_group = padded.view(len(keys), size, groups)  # group g: columns g, g + groups, ...: contiguous maxima
+        best = by_group.amax(1).topk(k, dim=1, sorted=False).indices
+        keys = by_group.gather(2, best[:, None].expand(-1, size, -1)).flatten(1)
+    top = keys.topk(k, dim=1, sorted=False).values
+    return (0xFFFF - (top.long() & 0xFFFF)).sort(dim=1).values
 
 
 def _keys(scores: torch.Tensor, selection: Selection, first_row: int, seed: int) -> torch.Tensor:
-    """[rows, in] int64, unique in each row: a rank of 47 bits above 16 bits of reversed column number."""
-    columns = torch.arange(scores.shape[1], device=scores.device)
+    """[rows, in], unique in each row and not negative: a rank above 16 bits of reversed column number.
+
+    int32 for the 15 bits of a half-precision magnitude, int64 for the 31 of a single-precision one.
+    """
+    reversed_columns = 0xFFFF - torch.arange(scores.shape[1], device=scores.device)
     if selection == "random":
         rows = torch.arange(first_row, first_row + len(scores), device=scores.device)[:, None]
-        strength = _hash((rows << 16) + columns, seed) & 0x7FFF_FFFF
+        strength = _hash((rows << 16) + (0xFFFF - reversed_columns), seed) & 0x7FFF_FFFF
+        return (strength << 16) + reversed_columns
+    # A non-negative float's bits, read as an integer, are in the order of its value; the sign bit is cleared.
+    if scores.dtype in (torch.bfloat16, torch.float16):
+        keys = scores.view(torch.int16).int().bitwise_left_shift_(16).bitwise_and_(0x7FFF_0000)
+        highest, reversed_columns = 0x7FFF_0000, reversed_columns.int()
     else:
-        # A non-negative float's bits, read as an integer, are in the order of its value.
-        strength = scores.abs().float().view(torch.int32).long()
-        if selection == "reverse":
-            strength = 0x7FFF_FFFF - strength
-    return (strength << 16) + (0xFFFF - columns)
+        keys = scores.float().view(torch.int32).long().bitwise_left_shift_(16).bitwise_and_(0x7FFF_FFFF_0000)
+        highest = 0x7FFF_FFFF_0000
+    if selection == "reverse":
+        keys = keys.neg_().add_(highest)
+    return keys.bitwise_or_(reversed_columns)
 
 
 def _hash(x: torch.Tensor, seed: int) -> torch.Tensor:
