@@ -6,6 +6,7 @@ torchrun --nproc-per-node 8 launch/train.py --recipe llama13b_math engine.name=f
 """
 
 import argparse
+import os
 
 from neuroada.command import run
 from neuroada.training.preemption import StopRequest
@@ -25,7 +26,9 @@ def main(argv: list[str]) -> None:
 
     from neuroada.training.run import train  # torch and its friends, once the recipe stands
 
-    print(f"adapter: {train(recipe, stop)}")
+    adapter = train(recipe, stop)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"adapter: {adapter}")
 
 
 if __name__ == "__main__":

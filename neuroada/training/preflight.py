@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,12 @@ def describe(recipe: Recipe, engine: Engine, model: nn.Module, data: object, ste
     total = sum(math.prod(sharding.shape(param)) for param in model.parameters())
     name = type(engine).__name__.removesuffix("Engine").lower()
     strategy = f"{name} {recipe.engine.ds_config}" if name == "deepspeed" else name
-    method = recipe.adapter.method
-    if method == "neuroada":
-        method += f", k = {recipe.adapter.k} by {recipe.adapter.selection}"
+    selected = f", k = {recipe.adapter.k} by {recipe.adapter.selection}" if recipe.adapter.method == "neuroada" else ""
     free = shutil.disk_usage(recipe.output_dir).free
     print(
         f"world       {engine.world_size} rank(s), {engine.device.type}, on {len(nodes)} node(s): {', '.join(nodes[:8])}\n"
         f"strategy    {strategy}\n"
-        f"model       {recipe.model}, {recipe.train.dtype}, {method}\n"
+        f"model       {recipe.model}, {recipe.train.dtype}, {recipe.adapter.method}{selected}\n"
         f"trainable   {trainable:,} of {total:,} ({100 * trainable / total:.4f} %)\n"
         f"memory      {_size(max(size for _, size in found))} of parameters on the fullest rank; gradients, AdamW's "
         f"moments and activations come on top\n"
@@ -203,8 +202,8 @@ def describe(recipe: Recipe, engine: Engine, model: nn.Module, data: object, ste
 
 def describe_time(seconds: float, steps: int) -> None:
     """Print the block's last line, once a step has been timed: `steps` are left, the last took `seconds`."""
-    minutes = math.ceil(seconds * steps / 60)
-    print(f"time        about {minutes // 60} h {minutes % 60:02} min for the {steps} steps left", flush=True)
+    left = timedelta(seconds=math.ceil(seconds * steps))
+    print(f"time        about {left} (hours:minutes:seconds) for the {steps} steps left", flush=True)
 
 
 def _size(count: float) -> str:
