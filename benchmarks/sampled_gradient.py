@@ -5,7 +5,8 @@
     python benchmarks/sampled_gradient.py --roofline            # bytes and operations, nothing is run
 
 Every repetition runs all candidates once, so that a disturbance hits all of them; the table gives the median, the best,
-and the median of the ratios to the one GEMM `dy @ W` of the same repetition.
+and the median of the ratios to the one GEMM `dy @ W` of the same repetition. One thread is timed by the processor time
+it used, which other work on the machine disturbs little; several threads and a GPU by the clock.
 """
 
 import argparse
@@ -71,20 +72,22 @@ def candidates(device: str, k: int) -> dict[str, Callable]:
 
 def measure(tokens: int, out: int, columns: int, dtype: torch.dtype, k: int, device: str, repetitions: int) -> None:
     dy, x = (torch.randn(tokens, features, device=device).to(dtype) for features in (out, columns))
+    torch.compiler.reset()  # one shape, one compilation: no recompile limit, no dynamic shapes
     weight = torch.randn(out, columns, device=device).to(dtype)
     idx = torch.rand(out, columns, device=device).topk(k, 1).indices
     expected = reference(dy.double(), x.double(), idx)
     functions = {"GEMM dy @ W": lambda *_: dy @ weight, **candidates(device, k)}
     synchronize = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for repetition in range(repetitions + 2):  # two to compile and to warm the caches
         for name, function in functions.items():
             synchronize()
-            start = time.perf_counter()
+            start = clock()
             function(dy, x, idx)
             synchronize()
             if repetition >= 2:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     gemm = seconds["GEMM dy @ W"]
     for name, times in seconds.items():
         ratio = statistics.median(t / g for t, g in zip(times, gemm, strict=True))
