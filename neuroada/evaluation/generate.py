@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TURNS = 2  # prompts of a batch per row of its cache: more refills waste less, fewer leave more batches to share out
+PREFILL_TOKENS = 1024  # of prompts that enter the cache in one forward: neighbours in length, so little is padding
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,13 @@ def generate(
     cache: _Rows | None = None
     while waiting or live:
         # A prefill interrupts everybody: wait until a quarter of the rows is free, then fill them together.
-        if waiting and len(live) <= rows - max(1, rows // 4):
-            joining = [waiting.popleft() for _ in range(min(rows - len(live), len(waiting)))]
-            fresh = _Rows.prefill(model, [prompts[i] for i in joining])
-            cache = cache.join(fresh) if cache else fresh
-            live += joining
+        if len(live) <= rows - max(1, rows // 4):
+            while waiting and len(live) < rows:
+                group = min(rows - len(live), len(waiting), max(1, PREFILL_TOKENS // len(prompts[waiting[0]])))
+                joining = [waiting.popleft() for _ in range(group)]
+                fresh = _Rows.prefill(model, [prompts[i] for i in joining])
+                cache = cache.join(fresh) if cache else fresh
+                live += joining
 
         assert cache is not None
         keep = []

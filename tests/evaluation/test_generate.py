@@ -38,6 +38,12 @@ def test_batched_equals_alone_in_order(model, prompts, expected, rows):
     assert generate(model, prompts, 24, NEVER, rows) == expected
 
 
+@pytest.mark.parametrize("rows", [5, 20])
+def test_prefill_in_small_groups(model, prompts, expected, rows, monkeypatch):
+    monkeypatch.setattr(module, "PREFILL_TOKENS", 40)
+    assert generate(model, prompts, 24, NEVER, rows) == expected
+
+
 @pytest.mark.parametrize("rows", [1, 4, 20])
 def test_stops_at_any_stop_id_and_leaves_it_out(model, prompts, expected, rows):
     # tokens that really occur, at different places of different answers
