@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -53,23 +53,42 @@ def save_checkpoint(engine: Engine, model: nn.Module, recipe: Recipe, step: int,
             if engine.rank == 0:
                 for key, tensor in state.items():
                     tensors[f"{key}/{name}"] = tensor.detach().float().to("cpu", copy=True).contiguous()
-    if engine.rank == 0 and not final.exists():
-        partial = root / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+    problem = ""
+    if engine.rank == 0:
+        try:
+            _write(final, tensors, {"step": step, **identity}, recipe)
+        except (OSError, SafetensorError) as error:  # a full disk, mostly
+            problem = str(error)
+    failed = engine.reduce(torch.tensor([float(bool(problem))], device=engine.device))
+    if failed.item():  # and nobody goes on before the checkpoint is whole
+        raise UserError(
+            f"output_dir = {recipe.output_dir}: the checkpoint of step {step} could not be written: {problem}; "
+            f"make room and run the same command again: it goes on from {find_checkpoint(root.parent) or 'the start'}"
+        )
+    for old in _numbered(root)[: -recipe.checkpoint.keep] if engine.rank == 0 else []:
+        shutil.rmtree(old)
+    return final
+
+
+def _write(final: Path, tensors: dict[str, torch.Tensor], progress: dict[str, Any], recipe: Recipe) -> None:
+    """Write one checkpoint's folder; on an error nothing of it stays."""
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
         partial.mkdir(parents=True)
         save_file(tensors, partial / STATE_FILE)
-        (partial / PROGRESS_FILE).write_text(json.dumps({"step": step, **identity}, indent=1))
+        (partial / PROGRESS_FILE).write_text(json.dumps(progress, indent=1))
         recipe.save(partial / RECIPE_FILE)
         files = {name: _describe(partial / name) for name in (STATE_FILE, PROGRESS_FILE, RECIPE_FILE)}
         (partial / MANIFEST_FILE).write_text(json.dumps(files, indent=1))
         for path in [*partial.iterdir(), partial]:
             _sync(path)
+        shutil.rmtree(final, ignore_errors=True)  # one of this step that was found damaged
         os.replace(partial, final)
-        _sync(root)
-        for old in _numbered(root)[: -recipe.checkpoint.keep]:
-            shutil.rmtree(old)
-    engine.reduce(torch.zeros(1, device=engine.device))  # nobody goes on before the checkpoint is whole
-    return final
+        _sync(final.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def find_checkpoint(output_dir: Path) -> Path | None:
