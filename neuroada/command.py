@@ -4,8 +4,12 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from neuroada.errors import Preempted, UserError, node_name
+
+# Python looks into a script's own folder first, where launch/select.py would stand in for the standard `select`.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parents[1] / "launch"]
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -1,7 +1,7 @@
 """The two ways a command ends early, and the exit status of each."""
 
 import os
-import socket
+import platform
 
 
 class UserError(ValueError):
@@ -14,4 +14,4 @@ class Preempted(Exception):
 
 def node_name() -> str:
     """This machine's name in messages: SLURM's for it, or its own."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
