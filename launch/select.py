@@ -10,11 +10,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 from importlib.machinery import PathFinder
+from pathlib import Path
 
 if __name__ == "select":
     # Python looks for modules beside the script it runs first, so that the standard library's `import select` finds
     # this file under every command of launch/: hand over the real one.
-    real = PathFinder.find_spec("select", [path for path in sys.path if path != __file__.rpartition("/")[0]])
+    here = Path(__file__).resolve().parent
+    real = PathFinder.find_spec("select", [path for path in sys.path if Path(path).resolve() != here])
     assert real is not None and real.loader is not None
     sys.modules["select"] = importlib.util.module_from_spec(real)
     real.loader.exec_module(sys.modules["select"])
@@ -22,7 +24,6 @@ else:
     import argparse
     import json
     import os
-    from pathlib import Path
 
     from neuroada.command import run
     from neuroada.errors import UserError
