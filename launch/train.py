@@ -19,7 +19,9 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--recipe", required=True, help="a name in recipes/, or a YAML file")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-3 train.max_steps=50")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-3 train.max_steps=50"
+    )
     args = parser.parse_args(argv)
     stop = StopRequest()
     recipe = load_recipe(args.recipe, args.overrides)

@@ -11,7 +11,7 @@ from neuroada import sharding
 from neuroada.adapter.layer import NeuroAdaLinear
 from neuroada.adapter.model import NeuroAdaModel
 from neuroada.adapter.selection import select_top_k
-from neuroada.ops import unpack_indices, pack_indices
+from neuroada.ops import pack_indices, unpack_indices
 
 
 class _Scout(torch.autograd.Function):

@@ -52,6 +52,13 @@ def write_rows(param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:
     param.partition(has_been_updated=True)  # type: ignore[attr-defined]
 
 
+def own_part(param: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """What this rank would keep of `values`, whole and shaped like the parameter: flat, the last rank's part padded."""
+    size, rank = stored(param).numel(), dist.get_rank(param.ds_process_group)  # type: ignore[attr-defined]
+    part = values.flatten()[rank * size : (rank + 1) * size]
+    return torch.nn.functional.pad(part, (0, size - part.numel()))
+
+
 def adopt(module: nn.Module, weight: torch.Tensor, params: list[nn.Parameter]) -> None:
     import deepspeed
 

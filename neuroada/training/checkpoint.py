@@ -101,7 +101,9 @@ def find_checkpoint(output_dir: Path) -> Path | None:
     return None
 
 
-def restore_checkpoint(folder: Path, engine: Engine, model: nn.Module, identity: dict[str, Any]) -> int:
+def restore_checkpoint(
+    folder: Path, engine: Engine, identity: dict[str, Any], backward_once: Callable[[int], object]
+) -> int:
     """Put the checkpoint's state into the engine; returns its step. Collective; each rank reads what it needs.
 
     Raises:
@@ -112,7 +114,7 @@ def restore_checkpoint(folder: Path, engine: Engine, model: nn.Module, identity:
         if progress.get(field) != mine:
             raise UserError(
                 f"checkpoint {folder}: {field} is {progress.get(field)!r} there and {mine!r} in this run; "
-                f"continue with the recipe beside it, or choose another output_dir"
+                f"go on with the recipe beside it, or choose another output_dir"
             )
     with safe_open(folder / STATE_FILE, framework="pt") as file:
 
@@ -122,7 +124,7 @@ def restore_checkpoint(folder: Path, engine: Engine, model: nn.Module, identity:
                 raise UserError(f"checkpoint {folder}: {name} has shape {tuple(saved['value'].shape)} there")
             return saved
 
-        engine.restore(progress["step"], read)
+        engine.restore(progress["step"], read, lambda: backward_once(progress["step"]))
     return progress["step"]
 
 
@@ -156,5 +158,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-

@@ -28,6 +28,7 @@ class Metrics:
     def __init__(self, recipe: Recipe, steps: int, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self.steps, self.every = steps, recipe.train.log_every
         folder = Path(recipe.output_dir)
         self.file = folder / "metrics.jsonl"
         kept = [line for line in self._lines() if json.loads(line)["step"] <= first_step]
@@ -45,15 +46,25 @@ class Metrics:
         # A run that was killed while it wrote may have left half a line.
         return [line for line in self.file.read_text().splitlines() if line.endswith("}")]
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, loss: float, lr: float, grad_norm: float, tokens_per_second: float) -> None:
         """Record the finished step `step` (from 1)."""
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{loss:.4f}", tokens_per_s=f"{tokens_per_second:,.0f}")
+        if step % self.every and step != self.steps:
+            return
+        values = {
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens_per_second": tokens_per_second,
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
         self.stream.write(json.dumps({"step": step, **values}) + "\n")
         self.stream.flush()
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         if self.wandb is not None:
             self.wandb.log(values, step=step)
-        self.bar.set_postfix(loss=f"{values['loss']:.4f}", tokens_per_s=f"{values['tokens_per_second']:,.0f}")
 
     def close(self) -> None:
         self.bar.close()

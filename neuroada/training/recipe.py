@@ -15,6 +15,10 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+FREE = {"train": {"micro_batch_size", "packing", "activation_checkpointing", "log_every"}}
+"""What may change between two lives of a run: how a step is computed, not what it learns."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -101,6 +105,14 @@ class Recipe(Section):
                 f"{self.train.micro_batch_size} x {world_size} = {per_pass} does not divide it"
             )
         return self.train.global_batch_size // per_pass
+
+    def identity(self) -> dict[str, Any]:
+        """The fields, by dotted name, that decide what is learnt: two runs that share them have the same curve."""
+        deciding: dict[str, Any] = {"model": self.model, "task": self.task}
+        for name in ("adapter", "optimizer", "train"):
+            section = getattr(self, name).model_dump(exclude=FREE.get(name))
+            deciding |= {f"{name}.{field}": value for field, value in section.items()}
+        return deciding
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe: this file alone reproduces the run."""

@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from neuroada.adapter import NeuroAdaLinear
+from neuroada.adapter.fingerprint import fingerprint as adapter_fingerprint
+from neuroada.adapter.saved import save_adapter
 from neuroada.errors import Preempted, UserError
 from neuroada.tasks.data import fingerprint, load_examples
 from neuroada.tasks.encode import Encoded, encode
 from neuroada.tasks.table import get_task
-from neuroada.training.batches import MicroBatch, collate, global_batch, share
+from neuroada.training.batches import collate, global_batch, share
 from neuroada.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
 from neuroada.training.engines import Engine, make_engine
 from neuroada.training.loss import answer_loss
-from neuroada.training.metrics import Metrics, peak_memory_bytes
+from neuroada.training.metrics import Metrics
 from neuroada.training.model import check_dtype, load_tokenizer
 from neuroada.training.preemption import StopRequest
 from neuroada.training.preflight import check_ranks, check_space, describe, describe_time, together
@@ -55,10 +58,13 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     model.train()
     engine.start(model, micro_batches)
 
+    def run_step(step: int) -> tuple[float, int]:
+        return run_micro_batches(engine, recipe, data, tokenizer.pad_token_id, step)
+
     folder = Path(recipe.output_dir)
-    identity = {"model": recipe.model, "adapter": recipe.adapter.model_dump(), "data": data_fingerprint}
+    identity = {**recipe.identity(), "data": data_fingerprint, "base": base_fingerprint(model)}
     checkpoint = find_checkpoint(folder) if recipe.checkpoint.resume == "auto" else None
-    first = restore_checkpoint(checkpoint, engine, model, identity) if checkpoint else 0
+    first = restore_checkpoint(checkpoint, engine, identity, run_step) if checkpoint else 0
     check_space(engine, recipe, model)
     describe(recipe, engine, model, data, steps, first)
     if stop.agreed(engine):
@@ -72,24 +78,17 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     for step in range(first, steps):
         watchdog.watch(f"step {step + 1}")
         started = time.perf_counter()
-        batch = global_batch(step, recipe.train.global_batch_size, len(data), recipe.train.seed)
-        loss, tokens = run_micro_batches(engine, recipe, data, batch, tokenizer.pad_token_id, step)
-        norm = engine.step(lr_at(step, steps, recipe.optimizer))
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            kept = find_checkpoint(folder)
-            raise UserError(
-                f"step {step + 1}: loss is {loss}, gradient norm {norm}; stopped. Lower optimizer.lr "
-                f"({recipe.optimizer.lr}) or check the data; last good checkpoint: {kept or 'none yet'}"
-            )
+        loss, tokens = run_step(step)
+        lr = lr_at(step, steps, recipe.optimizer)
+        norm = engine.step(lr)
         done = step + 1
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise UserError(
+                f"step {done}: loss is {loss}, gradient norm {norm}; stopped. Lower optimizer.lr "
+                f"({recipe.optimizer.lr}) or check the data; last good checkpoint: {find_checkpoint(folder) or 'none'}"
+            )
         if metrics is not None:
-            seconds = time.perf_counter() - started
-            if done % recipe.train.log_every == 0 or done == steps:
-                metrics.log(done, {
-                    "loss": loss, "lr": lr_at(step, steps, recipe.optimizer), "grad_norm": norm,
-                    "tokens_per_second": tokens / seconds, "peak_memory_bytes": peak_memory_bytes(),
-                })  # fmt: skip
-            metrics.bar.update()
+            metrics.log(done, loss, lr, norm, tokens / (time.perf_counter() - started))
             if done == first + 3:  # the first ones also compile and allocate
                 describe_time(time.perf_counter() - started, steps - done)
         stopping = stop.agreed(engine)
@@ -113,27 +112,30 @@ def total_steps(recipe: Recipe, examples: int) -> int:
     return min(steps, recipe.train.max_steps or steps)
 
 
-def run_micro_batches(
-    engine: Engine, recipe: Recipe, data: Encoded, batch: Any, pad_id: int, step: int
-) -> tuple[float, int]:
-    """Forward and backward of this rank's share of a global batch; (loss, real tokens) of the whole of it."""
+def run_micro_batches(engine: Engine, recipe: Recipe, data: Encoded, pad_id: int, step: int) -> tuple[float, int]:
+    """Forward and backward of this rank's share of a step's global batch; (loss, real tokens) of the whole of it."""
+    batch = global_batch(step, recipe.train.global_batch_size, len(data), recipe.train.seed)
     answer_tokens = int(data.num_answer_tokens[batch].sum())
     loss = torch.zeros((), device=engine.device)
     # Dropout, where a model has any: from seed, step and rank alone, so that a resumed run draws the same.
     torch.manual_seed(hash((recipe.train.seed, step, engine.rank)) & 0x7FFF_FFFF)
     mine = share(batch, data.lengths, engine.rank, engine.world_size, recipe.train.micro_batch_size)
     for chosen in mine:
-        micro: MicroBatch = collate(data, chosen, recipe.train.packing, pad_id).to(engine.device)
+        micro = collate(data, chosen, recipe.train.packing, pad_id).to(engine.device)
         part = answer_loss(engine.model, micro, answer_tokens)
         engine.backward(part)
         loss += part.detach()
     return engine.reduce(loss).item(), int(data.lengths[batch].sum())
 
 
+def base_fingerprint(model: nn.Module) -> str | None:
+    """A checksum of the base weights that are tuned (of NeuroAda; other methods leave it to the model's name)."""
+    layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
+    return adapter_fingerprint(layers, "default") if layers else None
+
+
 def save_run_adapter(model: nn.Module, recipe: Recipe, folder: Path, tokenizer: Any) -> None:
     """The adapter in PEFT's format, with the tokenizer beside it. Collective."""
-    from neuroada.adapter.saved import save_adapter
-
     model.peft_config["default"].base_model_name_or_path = recipe.model  # type: ignore[union-attr, index]
     save_adapter(model, folder)  # type: ignore[arg-type]
     if tokenizer is not None:

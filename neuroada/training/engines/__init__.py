@@ -19,6 +19,10 @@ STATE = ("exp_avg", "exp_avg_sq")
 """AdamW's moments, by torch's names."""
 
 
+Reader = Callable[[str, nn.Parameter], dict[str, torch.Tensor]]
+"""Of a trained parameter's name and itself: its whole tensors value, exp_avg and exp_avg_sq."""
+
+
 class Engine(Protocol):
     """What the training loop needs of an engine."""
 
@@ -45,10 +49,10 @@ class Engine(Protocol):
     def moments(self, param: nn.Parameter) -> dict[str, torch.Tensor]:
         """AdamW's two moments of a trained parameter, whole, fp32. Collective."""
 
-    def restore(self, step: int, read: Callable[[str, nn.Parameter], dict[str, torch.Tensor]]) -> None:
-        """Set values and moments of every trained parameter from `read(name, param)`, and AdamW's step count.
+    def restore(self, step: int, read: Reader, backward_once: Callable[[], object]) -> None:
+        """Set values and moments of every trained parameter from `read`, and AdamW's step count. Collective.
 
-        `read` gives whole tensors named value, exp_avg and exp_avg_sq. Collective.
+        `backward_once` runs the micro batches of a step, for an engine that has no moments before a first step.
         """
 
 

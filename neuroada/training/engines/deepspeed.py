@@ -16,7 +16,8 @@ from torch import nn
 
 from neuroada import sharding
 from neuroada.errors import UserError
-from neuroada.training.engines import STATE, adamw, find_device, trained
+from neuroada.sharding.zero3 import own_part
+from neuroada.training.engines import STATE, Reader, adamw, find_device, trained
 from neuroada.training.model import attach, load_base
 from neuroada.training.recipe import Recipe
 from neuroada.training.watchdog import collective_timeout
@@ -127,31 +128,34 @@ class DeepSpeedEngine:
 
         return {name: safe_get_full_optimizer_state(param, name).view(sharding.shape(param)) for name in STATE}
 
-    def restore(self, step: int, read: Callable[[str, nn.Parameter], dict[str, torch.Tensor]]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        self._make_adam_state()
+    def restore(self, step: int, read: Reader, backward_once: Callable[[], object]) -> None:
+        # DeepSpeed's setters need AdamW's state, which its first step makes: take one at a rate of 0.
+        backward_once()
+        self.step(lr=0.0)
         for name, param in trained(self.engine.module):
             saved = read(name, param)
-            safe_set_full_fp32_param(param, saved["value"])
+            set_value, set_state = _setters(param)
+            set_value(param, saved["value"])
             for key in STATE:
-                safe_set_full_optimizer_state(param, saved[key], key)
-            # The setters leave the model's own copy stale until the next step.
+                set_state(param, saved[key], key)
+            # They leave the model's own copy stale until the next step ...
             sharding.write_rows(param, slice(0, len(saved["value"])), saved["value"].to(self.device))
-        for state in self._adam().state.values():
+        # ... and do not reach AdamW's step count.
+        for state in self.engine.optimizer.optimizer.state.values():
             state["step"] = torch.full_like(torch.as_tensor(state["step"], dtype=torch.float32), float(step))
 
-    def _adam(self) -> torch.optim.Optimizer:
-        return self.engine.optimizer.optimizer
 
-    def _make_adam_state(self) -> None:
-        """AdamW makes its state in its first step, and DeepSpeed's setters need it: take one at lr 0 on no gradient."""
-        for group in self._adam().param_groups:
-            group["lr"] = 0.0
-            for param in group["params"]:
-                param.grad = torch.zeros_like(param)
-        self._adam().step()
-        self._adam().zero_grad(set_to_none=True)
+def _setters(param: nn.Parameter) -> tuple[Callable[..., None], Callable[..., None]]:
+    """DeepSpeed's setters of a parameter's fp32 master and optimizer state, both taking whole values."""
+    from deepspeed import utils
+
+    if sharding.is_whole(param):
+        return utils.safe_set_full_fp32_param, utils.safe_set_full_optimizer_state
+    # Under ZeRO-3 the "full" ones fail where the last rank's part is padded (0.19.8): cut here, set the local part.
+    return (
+        lambda param, value: utils.safe_set_local_fp32_param(param, own_part(param, value)),
+        lambda param, value, key: utils.safe_set_local_optimizer_state(param, own_part(param, value), key),
+    )
 
 
 def make(recipe: Recipe) -> DeepSpeedEngine:

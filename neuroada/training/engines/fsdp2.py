@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from neuroada import sharding
 from neuroada.adapter import NeuroAdaLinear
 from neuroada.errors import UserError
-from neuroada.training.engines import STATE, adamw, find_device, trained
+from neuroada.training.engines import STATE, Reader, adamw, find_device, trained
 from neuroada.training.model import attach, load_config
 from neuroada.training.recipe import Recipe
 from neuroada.training.watchdog import collective_timeout
@@ -45,7 +45,9 @@ class Fsdp2Engine:
         model = attach(base, self.recipe.adapter, self.recipe.train.seed)
         blocks = [module for module in model.modules() if type(module).__name__ in (base._no_split_modules or ())]
         if not blocks:
-            raise UserError(f"engine.name = fsdp2: {type(base).__name__} does not say what its blocks are; use deepspeed")
+            raise UserError(
+                f"engine.name = fsdp2: {type(base).__name__} does not say what its blocks are; use deepspeed"
+            )
         for block in blocks:
             self._materialise(block)
             fully_shard(block)
@@ -90,7 +92,7 @@ class Fsdp2Engine:
     def moments(self, param: nn.Parameter) -> dict[str, torch.Tensor]:
         return {name: self.optimizer.state[param][name].full_tensor() for name in STATE}
 
-    def restore(self, step: int, read: Callable[[str, nn.Parameter], dict[str, torch.Tensor]]) -> None:
+    def restore(self, step: int, read: Reader, backward_once: Callable[[], object]) -> None:
         for name, param in trained(self.model):
             saved = read(name, param)
             everything = slice(0, len(saved["value"]))
@@ -108,5 +110,3 @@ def _name_in_checkpoint(name: str) -> str:
 
 def make(recipe: Recipe) -> Fsdp2Engine:
     return Fsdp2Engine(recipe)
-
-

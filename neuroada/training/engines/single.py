@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from neuroada.training.engines import STATE, adamw, find_device, trained
+from neuroada.training.engines import STATE, Reader, adamw, find_device, trained
 from neuroada.training.model import attach, load_base
 from neuroada.training.recipe import Recipe
 
@@ -43,7 +43,7 @@ class SingleEngine:
     def moments(self, param: nn.Parameter) -> dict[str, torch.Tensor]:
         return {name: self.optimizer.state[param][name] for name in STATE}
 
-    def restore(self, step: int, read: Callable[[str, nn.Parameter], dict[str, torch.Tensor]]) -> None:
+    def restore(self, step: int, read: Reader, backward_once: Callable[[], object]) -> None:
         for name, param in trained(self.model):
             saved = read(name, param)
             param.data.copy_(saved["value"])
