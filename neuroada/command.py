@@ -1,4 +1,4 @@
-"""What every command line of launch/ shares: its exit status, and one line instead of a traceback for a user's mistake."""
+"""What every command line of launch/ shares: its exit status, and one line for a user's mistake, not a traceback."""
 
 import errno
 import os

@@ -5,7 +5,7 @@ import platform
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave. One line: the field or file, its value, and what would be right. Exit status 2."""
+    """A mistake in what the user gave, in one line: field or file, its value, what would be right. Exit status 2."""
 
 
 class Preempted(Exception):

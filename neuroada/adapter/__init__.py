@@ -4,6 +4,8 @@ PEFT's own `register_peft_method` refuses names outside its closed enum, so the 
 here; everything in PEFT that looks a method up reads them (peft 0.21).
 """
 
+from typing import Any
+
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_PREFIX_MAPPING,
@@ -15,8 +17,12 @@ from neuroada.adapter.gradient_selection import select_by_gradient
 from neuroada.adapter.layer import NeuroAdaLinear
 from neuroada.adapter.model import NeuroAdaModel
 
-PEFT_TYPE_TO_CONFIG_MAPPING[NeuroAdaType.NEUROADA] = NeuroAdaConfig
-PEFT_TYPE_TO_TUNER_MAPPING[NeuroAdaType.NEUROADA] = NeuroAdaModel
-PEFT_TYPE_TO_PREFIX_MAPPING[NeuroAdaType.NEUROADA] = NeuroAdaModel.prefix
+_TABLES: list[tuple[dict[Any, Any], Any]] = [
+    (PEFT_TYPE_TO_CONFIG_MAPPING, NeuroAdaConfig),
+    (PEFT_TYPE_TO_TUNER_MAPPING, NeuroAdaModel),
+    (PEFT_TYPE_TO_PREFIX_MAPPING, NeuroAdaModel.prefix),
+]
+for table, entry in _TABLES:
+    table[NeuroAdaType.NEUROADA] = entry
 
 __all__ = ["NeuroAdaConfig", "NeuroAdaLinear", "NeuroAdaModel", "select_by_gradient"]

@@ -1,7 +1,7 @@
 """NeuroAda's PEFT configuration."""
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 from peft import PeftConfig
 
@@ -9,7 +9,7 @@ from neuroada.adapter.selection import Selection
 from neuroada.errors import UserError
 
 
-class NeuroAdaType(str, Enum):
+class NeuroAdaType(StrEnum):
     """PEFT's own PeftType is closed; a str enum with the same interface stands in (its error paths read `.value`)."""
 
     NEUROADA = "NEUROADA"

@@ -18,7 +18,7 @@ class _Scout(torch.autograd.Function):
     """A Linear that, on its way back, keeps the columns of its largest gradients: one dense gradient at a time."""
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, delta, found: dict[str, torch.Tensor], name: str) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, x, weight, bias, delta, found: dict[str, torch.Tensor], name: str) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.found, ctx.name, ctx.k = found, name, delta.shape[1]
         return F.linear(x, weight, bias)

@@ -125,10 +125,10 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         if not self.merged_adapters:
             return
         idx, base, _ = self._params(self.merged_adapters.pop())
-        with sharding.own_rows(idx) as (rows, i), sharding.own_rows(base) as (_, b):
-            with sharding.own_rows(self.base_layer.weight) as (_, weight):
-                restored = weight.clone()
-                write_entries(restored, i, b)
+        whole = sharding.own_rows(self.base_layer.weight)
+        with sharding.own_rows(idx) as (rows, i), sharding.own_rows(base) as (_, b), whole as (_, weight):
+            restored = weight.clone()
+            write_entries(restored, i, b)
         sharding.write_rows(self.base_layer.weight, rows, restored)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -170,7 +170,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 write_entries(weight, idx, base)
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
-        """An adapter's file holds indices and deltas; the base values are read here, from the weight it is loaded on."""
+        """An adapter's file holds indices and deltas; the base values are read from the weight it is loaded on."""
         self._restore()
         for adapter in self.neuroada_idx:
             loaded = state_dict.get(f"{prefix}neuroada_idx.{adapter}")

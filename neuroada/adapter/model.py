@@ -3,9 +3,10 @@
 import difflib
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
@@ -37,10 +38,10 @@ class NeuroAdaModel(BaseTuner):
         found = [module for module in self.model.modules() if isinstance(module, NeuroAdaLinear)]
         return [layer for layer in found if adapter in layer.neuroada_idx]
 
-    def _prepare_model(self, peft_config: NeuroAdaConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Refuse targets that match nothing before any layer is replaced."""
         names = [name for name, _ in model.named_modules()]
-        targets = peft_config.target_modules
+        targets = cast(NeuroAdaConfig, peft_config).target_modules
         if targets == "all-linear":
             return
         if isinstance(targets, str):
@@ -62,23 +63,24 @@ class NeuroAdaModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        peft_config: NeuroAdaConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
-        current_key: str = "",
-        **_: Any,
+        current_key: str,
+        parameter_name: str | None = None,
     ) -> None:
+        config = cast(NeuroAdaConfig, peft_config)
         if not isinstance(target, NeuroAdaLinear):
             self._check_target(current_key, target, parent)
             assert isinstance(target, nn.Linear)
             wrapped = NeuroAdaLinear(target, current_key)
-            wrapped.add_adapter(adapter_name, peft_config)
+            wrapped.add_adapter(adapter_name, config)
             wrapped.train(target.training)
             self._replace_module(parent, target_name, wrapped, target)
         else:
-            target.add_adapter(adapter_name, peft_config)
+            target.add_adapter(adapter_name, config)
 
     def _check_target(self, name: str, target: nn.Module, parent: nn.Module) -> None:
         problem = ""
@@ -105,7 +107,7 @@ class NeuroAdaModel(BaseTuner):
     def _get_adapter_state_dict(
         cls,
         model: nn.Module,
-        config: NeuroAdaConfig,
+        config: PeftConfig,
         adapter_name: str,
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
@@ -113,14 +115,14 @@ class NeuroAdaModel(BaseTuner):
         """What an adapter's file holds: indices and deltas. The base values are the base model's own, and are left out;
         their fingerprint goes into the configuration, which PEFT writes next."""
         layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
-        config.base_fingerprint = fingerprint(layers, adapter_name)
+        cast(NeuroAdaConfig, config).base_fingerprint = fingerprint(layers, adapter_name)
         kept = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         return {key: value for key, value in kept.items() if ".neuroada_base." not in key}
 
     def _check_fingerprints(self, _: Any) -> None:
         """After a file was loaded: refuse an adapter that was trained on other base weights."""
-        for adapter, config in self.peft_config.items():
-            layers = self.layers(adapter)
+        for adapter, peft_config in self.peft_config.items():
+            config, layers = cast(NeuroAdaConfig, peft_config), self.layers(adapter)
             if config.base_fingerprint is None or any(adapter in layer.unselected for layer in layers):
                 continue
             if (found := fingerprint(layers, adapter)) != config.base_fingerprint:

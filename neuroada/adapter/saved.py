@@ -1,7 +1,7 @@
-"""An adapter's folder, written from any engine: the same files that PEFT's `save_pretrained` writes from one process."""
+"""An adapter's folder, written from any engine: the same files that PEFT's `save_pretrained` writes from one."""
 
-import os
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 
 from neuroada import sharding
+from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.layer import NeuroAdaLinear
 
@@ -22,7 +23,7 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> No
     config = model.peft_config[adapter]
     layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
     if layers:
-        config.base_fingerprint = fingerprint(layers, adapter)
+        cast(NeuroAdaConfig, config).base_fingerprint = fingerprint(layers, adapter)
     first = not dist.is_initialized() or dist.get_rank() == 0
     tensors: dict[str, torch.Tensor] = {}
     for name, param in model.named_parameters():
@@ -36,7 +37,7 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> No
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{SAFETENSORS_WEIGHTS_NAME}.partial"
         save_file(tensors, partial, metadata={"format": "pt"})
-        os.replace(partial, folder / SAFETENSORS_WEIGHTS_NAME)
+        partial.replace(folder / SAFETENSORS_WEIGHTS_NAME)
         inference, config.inference_mode = config.inference_mode, True
         config.save_pretrained(str(folder))
         config.inference_mode = inference

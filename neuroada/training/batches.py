@@ -16,9 +16,10 @@ import torch
 class Sequences(Protocol):
     """Tokenised examples: prompt, answer and EOS in one run of tokens."""
 
-    lengths: np.ndarray  # tokens of each sequence
-    num_answer_tokens: np.ndarray  # those that carry a loss
-
+    @property
+    def lengths(self) -> np.ndarray: ...  # tokens of each sequence
+    @property
+    def num_answer_tokens(self) -> np.ndarray: ...  # those that carry a loss
     def __len__(self) -> int: ...
     def tokens(self, index: int) -> np.ndarray: ...
     def answer_start(self, index: int) -> int: ...

@@ -84,7 +84,7 @@ def _write(final: Path, tensors: dict[str, torch.Tensor], progress: dict[str, An
         for path in [*partial.iterdir(), partial]:
             _sync(path)
         shutil.rmtree(final, ignore_errors=True)  # one of this step that was found damaged
-        os.replace(partial, final)
+        partial.replace(final)
         _sync(final.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

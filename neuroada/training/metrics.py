@@ -1,7 +1,6 @@
 """What a run says of itself while it runs: metrics.jsonl, TensorBoard, Weights & Biases, and a progress bar."""
 
 import json
-import os
 import resource
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ def peak_memory_bytes() -> int:
 
 
 class Metrics:
-    """Rank 0's record of a run. A resumed run goes on in the same files: what was logged past its checkpoint is dropped."""
+    """Rank 0's record of a run. A resumed run goes on in the same files, less what was logged past its checkpoint."""
 
     def __init__(self, recipe: Recipe, steps: int, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -34,7 +33,7 @@ class Metrics:
         kept = [line for line in self._lines() if json.loads(line)["step"] <= first_step]
         partial = folder / ".metrics.jsonl.partial"
         partial.write_text("".join(f"{line}\n" for line in kept))
-        os.replace(partial, self.file)
+        partial.replace(self.file)
         self.stream = self.file.open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self.wandb = _start_wandb(recipe) if "wandb" in recipe.report_to else None
@@ -76,7 +75,7 @@ class Metrics:
 
 def _start_wandb(recipe: Recipe) -> Any:
     try:
-        import wandb  # type: ignore[import-not-found]
+        import wandb
     except ImportError:
         raise UserError("report_to: wandb is not installed; pip install wandb, or leave it out") from None
     name = Path(recipe.output_dir).name

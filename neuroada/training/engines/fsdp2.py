@@ -10,12 +10,13 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from neuroada import sharding
-from neuroada.adapter import NeuroAdaLinear
+from neuroada.adapter import NeuroAdaConfig, NeuroAdaLinear
 from neuroada.errors import UserError
 from neuroada.training.engines import STATE, Reader, adamw, find_device, trained
 from neuroada.training.model import attach, load_config
@@ -38,9 +39,8 @@ class Fsdp2Engine:
         from transformers import AutoModelForCausalLM
 
         files = tensor_files(checkpoint_folder(self.recipe.model))
-        config = load_config(self.recipe.model)
         with init_empty_weights(include_buffers=False):
-            base = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            base = AutoModelForCausalLM.from_config(load_config(self.recipe.model), dtype=dtype)
         base.tie_weights()
         model = attach(base, self.recipe.adapter, self.recipe.train.seed)
         blocks = [module for module in model.modules() if type(module).__name__ in (base._no_split_modules or ())]
@@ -57,11 +57,12 @@ class Fsdp2Engine:
 
         frozen = [(_name_in_checkpoint(name), param) for name, param in model.named_parameters()]
         fill([(name, param) for name, param in frozen if "neuroada_" not in name and "lora_" not in name], files)
+        config = cast(NeuroAdaConfig, cast(PeftModel, model).peft_config["default"])
         for layer in model.modules():
             if isinstance(layer, NeuroAdaLinear):
                 sharding.stored(layer.neuroada_delta["default"]).zero_()
                 if self.recipe.adapter.selection != "gradient":
-                    layer.select("default", model.peft_config["default"])  # type: ignore[index, union-attr]
+                    layer.select("default", config)
         return model
 
     def _materialise(self, root: nn.Module) -> None:
