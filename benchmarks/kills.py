@@ -1,0 +1,152 @@
+"""Kill a random rank at a random moment, again and again, and see whether the run survives it.
+
+    python benchmarks/kills.py [--kills 50] [--engine engine.name=fsdp2] [--seed 0]
+
+Two ranks of recipe tiny_arithmetic train, under ZeRO-3 unless told otherwise. A third of the kills fall into the start,
+a third onto a moment of training, a third into the writing of a checkpoint. After each kill: does the other rank end by
+itself, is the newest checkpoint whole, how many finished steps are lost? At the end the joined loss curve is compared
+with that of a run which nobody disturbed.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from neuroada.sources.tiny import make_tiny
+from neuroada.training.checkpoint import find_checkpoint
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RANKS = 2
+PHASES = ("start", "training", "saving")
+
+
+class Life:
+    """One start of the run, as a launcher would start it."""
+
+    def __init__(self, overrides: list[str], port: int, log: Path) -> None:
+        command = [sys.executable, "launch/train.py", "--recipe", "tiny_arithmetic", *overrides]
+        self.ranks = []
+        with log.open("ab") as out:
+            for rank in range(RANKS):
+                env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
+                                    "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1",
+                                    "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+                                    "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}  # fmt: skip
+                self.ranks.append(subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=out, stderr=out))
+
+    def over(self) -> bool:
+        return any(rank.poll() is not None for rank in self.ranks)
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        """Until `condition` holds or a rank ends."""
+        while not condition() and not self.over():
+            time.sleep(0.0005)
+
+
+def steps_logged(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def kill_once(life: Life, phase: str, folder: Path, resumed: int, draw: random.Random) -> tuple[bool, float]:
+    """Wait for the moment, kill; (a checkpoint was being written, seconds until the other rank had ended)."""
+    partial = folder / "checkpoints"
+    if phase == "start":
+        until = time.monotonic() + draw.uniform(0, 12)
+        life.wait(lambda: time.monotonic() > until)
+    elif phase == "training":
+        step = resumed + draw.randint(1, 10)
+        life.wait(lambda: steps_logged(folder) >= step)
+        time.sleep(draw.uniform(0, 0.3))
+    else:
+        life.wait(lambda: any(partial.glob(".step-*.partial")))
+        time.sleep(draw.uniform(0, 0.003))
+    saving = any(partial.glob(".step-*.partial"))
+    victim = draw.randrange(RANKS)
+    life.ranks[victim].send_signal(signal.SIGKILL)
+    started = time.monotonic()
+    try:
+        life.ranks[1 - victim].wait(300)
+    except subprocess.TimeoutExpired:
+        life.ranks[1 - victim].kill()
+    life.ranks[victim].wait()
+    return saving, time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", nargs="+", default=["engine.name=deepspeed", "engine.ds_config=zero3"])
+    parser.add_argument("--every", type=int, default=5, help="checkpoint.every_steps")
+    parser.add_argument("--max-steps", type=int, default=500)
+    parser.add_argument("--folder", type=Path, default=Path("runs/kills"), help="is emptied first")
+    args = parser.parse_args()
+    draw = random.Random(args.seed)
+    folder = args.folder.resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    common = [f"model={make_tiny(folder / 'tiny')}", f"data_dir={folder / 'data'}", *args.engine,
+              f"train.max_steps={args.max_steps}", f"checkpoint.every_steps={args.every}", "adapter.k=16"]  # fmt: skip
+    run, log = folder / "run", folder / "log.txt"
+
+    def start(number: int, output: Path = run) -> Life:
+        return Life([*common, f"output_dir={output}"], 21000 + (args.seed * 1000 + number) % 9000, log)
+
+    counts: Counter[str] = Counter()
+    lost: list[int] = []
+    ended: list[float] = []
+    resumed = 0
+    for number in range(args.kills):
+        phase = PHASES[number % len(PHASES)]
+        life = start(number)
+        saving, seconds = kill_once(life, phase, run, resumed, draw)
+        reached = steps_logged(run)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            newest = find_checkpoint(run)
+        step = int(newest.name[5:]) if newest else 0
+        counts["corrupt"] += len(caught)
+        counts["backwards"] += step < resumed
+        counts["saving"] += saving
+        counts["other rank ended with 0"] += 0 in [rank.returncode for rank in life.ranks]
+        lost.append(max(0, reached - step))
+        ended.append(seconds)
+        print(f"kill {number + 1:3}  {phase:8}  reached {reached:4}  goes on from {step:4}  lost {lost[-1]:2}  "
+              f"{'in a save  ' if saving else ''}other rank ended after {seconds:.1f} s", flush=True)  # fmt: skip
+        resumed = step
+
+    for number, output in ((args.kills, run), (args.kills + 1, folder / "undisturbed")):
+        life = start(number, output)
+        assert [rank.wait() for rank in life.ranks] == [0] * RANKS, f"see {log}"
+    joined, whole = (
+        [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        for output in (run, folder / "undisturbed")
+    )
+    same_steps = [line["step"] for line in joined] == list(range(1, args.max_steps + 1))
+    difference = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(joined, whole, strict=True))
+    print(
+        f"\n| kills | in a save | resumed | corrupt checkpoints | steps lost: mean / worst (limit {args.every}) | "
+        f"other rank ended within | loss curve: every step once | worst relative difference |\n"
+        f"| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        f"| {args.kills} | {counts['saving']} | {args.kills - counts['backwards']} | {counts['corrupt']} | "
+        f"{sum(lost) / len(lost):.1f} / {max(lost)} | {max(ended):.1f} s | {'yes' if same_steps else 'NO'} | "
+        f"{difference:.1e} |"
+    )
+    good = same_steps and difference < 1e-5 and max(lost) <= args.every and max(ended) < 300
+    sys.exit(0 if good and not counts["corrupt"] and not counts["backwards"] else 1)
+
+
+if __name__ == "__main__":
+    main()
