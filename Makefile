@@ -1,0 +1,44 @@
+# Two commands do everything on a machine with Python 3.11 and a C++ compiler: `make train` and `make test`.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# No network look-ups for what is on disk; quiet progress of libraries.
+export HF_HUB_DISABLE_TELEMETRY = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: train test test-long lint bench setup
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+models/smollm2-135m/source.json: | $(VENV)/ready
+	$(BIN)/python launch/fetch.py model smollm2-135m
+
+# Fine-tune a real Llama on problems that need no download, then score base and tuned model on held-out ones.
+train: setup models/smollm2-135m/source.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed --num_gpus 1 launch/train.py --recipe quickstart
+	@echo; echo "== the base model"
+	$(BIN)/python launch/evaluate.py --model models/smollm2-135m --tasks arithmetic --out runs/quickstart/base
+	@echo; echo "== the tuned model"
+	$(BIN)/python launch/evaluate.py --adapter runs/quickstart/adapter --tasks arithmetic
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: setup
+	$(BIN)/python -m pytest -m long
+
+bench: setup
+	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/sampled_gradient.py
