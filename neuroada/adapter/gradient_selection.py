@@ -32,7 +32,7 @@ class _Scout(torch.autograd.Function):
         return dy @ weight if ctx.needs_input_grad[0] else None, None, None, None, None, None
 
 
-def select_by_gradient(model: NeuroAdaModel, adapter: str, backward: Callable[[], None]) -> None:
+def select_by_gradient(model: NeuroAdaModel, adapter: str, backward: Callable[[], object]) -> None:
     """Choose the adapter's connections where |dL/dW| is largest.
 
     `backward` runs the model on one batch, every layer once, and the loss's backward; the same batch on every rank, so

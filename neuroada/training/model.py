@@ -66,7 +66,9 @@ def attach(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
 
     targets = list(adapter.target_modules)
     if adapter.method == "neuroada":
-        config: Any = NeuroAdaConfig(k=adapter.k, selection=adapter.selection, target_modules=targets, seed=seed)
+        # "gradient" leaves the choice for later; a selection file then says how its own was made.
+        selection = "gradient" if adapter.selects_later else adapter.selection
+        config: Any = NeuroAdaConfig(k=adapter.k, selection=selection, target_modules=targets, seed=seed)
     else:
         config = LoraConfig(r=adapter.rank, lora_alpha=2 * adapter.rank, target_modules=targets)
     return get_peft_model(model, config, autocast_adapter_dtype=True)

@@ -29,8 +29,14 @@ class Adapter(Section):
     method: Literal["neuroada", "lora", "full"] = "neuroada"
     k: Positive = 20  # trained connections of each neuron
     selection: Literal["magnitude", "gradient", "reverse", "random"] = "magnitude"
+    selection_file: str | None = None  # connections chosen before, by launch/select.py; instead of `selection`
     target_modules: Annotated[list[str], Field(min_length=1)]
     rank: Positive = 8  # of method lora
+
+    @property
+    def selects_later(self) -> bool:
+        """Whether the connections come after the model is loaded: from a file, or from a first batch's gradient."""
+        return self.selection == "gradient" or self.selection_file is not None
 
 
 class Optimizer(Section):

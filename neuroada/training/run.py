@@ -17,6 +17,7 @@ from neuroada.tasks.encode import Encoded, encode
 from neuroada.tasks.table import get_task
 from neuroada.training.batches import collate, global_batch, share
 from neuroada.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
+from neuroada.training.connections import CALIBRATION, choose_connections
 from neuroada.training.engines import Engine, make_engine
 from neuroada.training.loss import answer_loss
 from neuroada.training.metrics import Metrics
@@ -61,6 +62,14 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     def run_step(step: int) -> tuple[float, int]:
         return run_micro_batches(engine, recipe, data, tokenizer.pad_token_id, step)
 
+    if recipe.adapter.method == "neuroada" and recipe.adapter.selects_later:
+
+        def backward_of_first() -> None:
+            chosen = global_batch(0, CALIBRATION, len(data), recipe.train.seed)
+            micro = collate(data, chosen, recipe.train.packing, tokenizer.pad_token_id).to(engine.device)
+            answer_loss(engine.model, micro, int(data.num_answer_tokens[chosen].sum())).backward()
+
+        choose_connections(engine, cast(Any, model).base_model, recipe, backward_of_first)
     folder = Path(recipe.output_dir)
     identity = {**recipe.identity(), "data": data_fingerprint, "base": base_fingerprint(model)}
     checkpoint = find_checkpoint(folder) if recipe.checkpoint.resume == "auto" else None

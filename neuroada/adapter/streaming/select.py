@@ -57,18 +57,8 @@ def select(
             found[module] = torch.from_numpy(idx), torch.from_numpy(base).view(torch.bfloat16)
             bar.update()
     connections = {module: found[module][0] for module in sorted(found)}
-    metadata = {
-        "format": "pt",
-        "k": str(k),
-        "selection": selection,
-        "seed": str(seed),
-        "base_fingerprint": checksum((module, *found[module]) for module in connections),
-        "sha256": _content_hash(connections),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = out.with_name(f".{out.name}.partial")
-    save_file({f"{module}.idx": idx for module, idx in connections.items()}, partial_file, metadata)
-    partial_file.replace(out)
+    base_fingerprint = checksum((module, *found[module]) for module in connections)
+    write_selection(out, connections, k, selection, seed, base_fingerprint)
     read = sum(tensor.size for tensor in targets.values())
     return {
         "out": str(out),
@@ -76,11 +66,29 @@ def select(
         "selection": selection,
         "layers": len(connections),
         "connections": sum(idx.numel() // 2 for idx in connections.values()),
-        "base_fingerprint": metadata["base_fingerprint"],
+        "base_fingerprint": base_fingerprint,
         "bytes_read": read,
         "bytes": out.stat().st_size,
         "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def write_selection(
+    out: Path, connections: dict[str, torch.Tensor], k: int, selection: Selection, seed: int, base_fingerprint: str
+) -> None:
+    """Write the file: module -> [out, 2k] uint8, and what it was made from."""
+    metadata = {
+        "format": "pt",
+        "k": str(k),
+        "selection": selection,
+        "seed": str(seed),
+        "base_fingerprint": base_fingerprint,
+        "sha256": _content_hash(connections),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = out.with_name(f".{out.name}.partial")
+    save_file({f"{module}.idx": idx for module, idx in connections.items()}, partial_file, metadata)
+    partial_file.replace(out)
 
 
 def load_selection(path: Path) -> dict[str, torch.Tensor]:

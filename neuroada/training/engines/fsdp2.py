@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from neuroada import sharding
 from neuroada.adapter import NeuroAdaConfig, NeuroAdaLinear
 from neuroada.errors import UserError
+from neuroada.training.attention import choose_attention
 from neuroada.training.engines import STATE, Reader, adamw, find_device, trained
 from neuroada.training.model import attach, load_config
 from neuroada.training.recipe import Recipe
@@ -39,8 +40,9 @@ class Fsdp2Engine:
         from transformers import AutoModelForCausalLM
 
         files = tensor_files(checkpoint_folder(self.recipe.model))
+        config, attention = load_config(self.recipe.model), choose_attention(self.recipe, self.device)
         with init_empty_weights(include_buffers=False):
-            base = AutoModelForCausalLM.from_config(load_config(self.recipe.model), dtype=dtype)
+            base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         base.tie_weights()
         model = attach(base, self.recipe.adapter, self.recipe.train.seed)
         blocks = [module for module in model.modules() if type(module).__name__ in (base._no_split_modules or ())]
@@ -61,7 +63,7 @@ class Fsdp2Engine:
         for layer in model.modules():
             if isinstance(layer, NeuroAdaLinear):
                 sharding.stored(layer.neuroada_delta["default"]).zero_()
-                if self.recipe.adapter.selection != "gradient":
+                if not self.recipe.adapter.selects_later:
                     layer.select("default", config)
         return model
 
