@@ -22,6 +22,7 @@ from torch import nn
 import neuroada
 from neuroada import sharding
 from neuroada.errors import UserError, node_name
+from neuroada.training.attention import describe_attention
 from neuroada.training.engines import STATE, Engine, trained
 from neuroada.training.recipe import Recipe
 
@@ -188,6 +189,7 @@ def describe(recipe: Recipe, engine: Engine, model: nn.Module, data: object, ste
         f"world       {engine.world_size} rank(s), {engine.device.type}, on {len(nodes)} node(s): {', '.join(nodes[:8])}\n"
         f"strategy    {strategy}\n"
         f"model       {recipe.model}, {recipe.train.dtype}, {recipe.adapter.method}{selected}\n"
+        f"attention   {describe_attention(recipe, engine.device)}\n"
         f"trainable   {trainable:,} of {total:,} ({100 * trainable / total:.4f} %)\n"
         f"memory      {_size(max(size for _, size in found))} of parameters on the fullest rank; gradients, AdamW's "
         f"moments and activations come on top\n"

@@ -17,6 +17,7 @@ from torch import nn
 from neuroada import sharding
 from neuroada.errors import UserError
 from neuroada.sharding.zero3 import own_part
+from neuroada.training.attention import choose_attention
 from neuroada.training.engines import STATE, Reader, adamw, find_device, trained
 from neuroada.training.model import attach, load_base
 from neuroada.training.recipe import Recipe
@@ -95,7 +96,7 @@ class DeepSpeedEngine:
 
         # While it lives, from_pretrained partitions the weights as it loads them (ZeRO-3).
         alive = HfDeepSpeedConfig(self.config)
-        base = load_base(self.recipe.model, dtype)
+        base = load_base(self.recipe, dtype, choose_attention(self.recipe, self.device))
         del alive
         return attach(base, self.recipe.adapter, self.recipe.train.seed)
 

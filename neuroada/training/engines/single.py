@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from neuroada.training.attention import choose_attention
 from neuroada.training.engines import STATE, Reader, adamw, find_device, trained
 from neuroada.training.model import attach, load_base
 from neuroada.training.recipe import Recipe
@@ -18,7 +19,8 @@ class SingleEngine:
         self.device = find_device()
 
     def load(self, dtype: torch.dtype) -> nn.Module:
-        base = load_base(self.recipe.model, dtype).to(self.device)
+        attention = choose_attention(self.recipe, self.device)
+        base = load_base(self.recipe, dtype, attention).to(self.device)
         return attach(base, self.recipe.adapter, self.recipe.train.seed)
 
     def start(self, model: nn.Module, micro_batches: int) -> None:
