@@ -42,6 +42,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise UserError("--adapter DIR is what to merge (--model belongs to --unmerge)")
     elif not (args.adapter / "adapter_config.json").is_file():
         raise UserError(f"--adapter {args.adapter}: no adapter_config.json there; give a trained adapter's folder")
+    if args.base_model and args.base_model.startswith((".", "/", "~")) and not Path(args.base_model).is_dir():
+        raise UserError(f"--base-model {args.base_model}: no such folder; give one with safetensors in it, or a hub id")
     if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
         raise UserError(f"--out {args.out}: is already there; choose a new folder or remove it")
     return args
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> None:
         print(json.dumps(done))
     else:
         for name, value in done.items():
-            print(f"{name:17} {value:,}" if isinstance(value, (int, float)) else f"{name:17} {value}")
+            print(f"{name:17} {value}" if isinstance(value, str | bool) else f"{name:17} {value:,}")
 
 
 def base_of(adapter: Path) -> tuple[str, str | None]:

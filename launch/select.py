@@ -48,6 +48,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name in ("k", "workers"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
+        raise UserError(f"--model {args.model}: no such folder; give one with safetensors in it, or a hub id")
     if args.out.exists():
         raise UserError(f"--out {args.out}: is already there; choose a new file or remove it")
     return args
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
         print(json.dumps(done))
     else:
         for name, value in done.items():
-            print(f"{name:17} {value:,}" if isinstance(value, (int, float)) else f"{name:17} {value}")
+            print(f"{name:17} {value}" if isinstance(value, str | bool) else f"{name:17} {value:,}")
 
 
 if __name__ == "__main__":

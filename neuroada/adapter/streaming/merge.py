@@ -177,13 +177,16 @@ def _report(out: Path, started: float, **done: Any) -> dict[str, Any]:
 
 
 def _config(folder: Path) -> Any:
+    reason = "no peft_type"
     try:
-        return PeftConfig.from_pretrained(str(folder))
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.peft_type is not None:
+            return config
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"--adapter {folder}: adapter_config.json is not one of PEFT's ({reason})") from None
+    raise UserError(f"--adapter {folder}: adapter_config.json is not one of PEFT's ({reason}); save the adapter again")
 
 
 def _read_adapter(folder: Path, config: Any) -> Adapter:
@@ -200,7 +203,8 @@ def _read_adapter(folder: Path, config: Any) -> Adapter:
             raise UserError(f"{path}: {key} does not begin with {PREFIX!r}: not an adapter's file")
         if kind == "neuroada_idx":
             delta = tensors.get(f"{PREFIX}{module}.neuroada_delta")
-            if delta is None or value.dtype != torch.uint8 or value.shape != (len(delta), 2 * delta[0].numel()):
+            expected = None if delta is None or delta.ndim != 2 else (delta.shape[0], 2 * delta.shape[1])
+            if value.dtype != torch.uint8 or value.shape != expected or not value.numel():
                 raise UserError(f"{path}: {module} lacks deltas of its indices' shape; save the adapter again")
             adapter.connections[module] = value, delta
         elif kind != "neuroada_delta":
