@@ -76,6 +76,9 @@ class DeepSpeedEngine:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
+        # On CPU DeepSpeed 0.19.8 would compile this operator (of inference) at every first start, and a start that was
+        # killed meanwhile leaves a lock behind for which the next ones wait for ever.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(
             dist_backend="nccl" if self.device.type == "cuda" else "gloo",
             timeout=collective_timeout(recipe.train.step_timeout_minutes),
