@@ -1,0 +1,81 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from distributed_runs import assert_same_curve, losses
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+STUCK = """
+import ctypes, threading
+from neuroada.training import preemption
+preemption.ECHO_SECONDS = 0.3
+stop = preemption.StopRequest()
+print("ready", flush=True)
+libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+libc.pthread_mutex_lock(mutex)
+libc.pthread_mutex_lock(mutex)  # for ever, and no signal ends it: as a collective call whose other side is gone
+"""
+
+
+def stuck_process() -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGUSR1])
+def test_second_signal_ends_at_once_even_inside_a_call_that_never_returns(second: signal.Signals) -> None:
+    process = stuck_process()
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(second)
+    assert process.wait(5) == 128 + second
+
+
+def test_copies_of_one_signal_are_one() -> None:
+    process = stuck_process()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.8)
+    process.kill()
+    process.wait()
+
+
+def start_ranks(port: int, *overrides: str) -> list[subprocess.Popen[str]]:
+    """Two ranks under FSDP2, as a launcher would start them."""
+    command = [sys.executable, "launch/train.py", "--recipe", "tiny_arithmetic", "engine.name=fsdp2", *overrides]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+              "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}  # fmt: skip
+    return [
+        subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                         env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+def test_a_signal_to_one_rank_stops_all_with_75_and_the_next_start_goes_on(tiny: Path, tmp_path: Path) -> None:
+    overrides = [f"model={tiny}", f"data_dir={tmp_path / 'data'}", "train.max_steps=60", "checkpoint.every_steps=60"]
+    port = 20000 + os.getpid() % 10000
+    ranks = start_ranks(port, *overrides, f"output_dir={tmp_path / 'run'}")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+        assert all(rank.poll() is None for rank in ranks)
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGTERM)
+    told = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75]
+    assert "preempted: stopped at step" in told[0] and "preempted" not in told[1]
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert 5 <= int(checkpoint.name[5:]) < 60
+
+    for name in ("run", "undisturbed"):
+        port += 1
+        assert [rank.wait(180) for rank in start_ranks(port, *overrides, f"output_dir={tmp_path / name}")] == [0, 0]
+    assert_same_curve(losses(tmp_path / "run"), losses(tmp_path / "undisturbed"))
