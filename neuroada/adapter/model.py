@@ -97,6 +97,9 @@ class NeuroAdaModel(BaseTuner):
         if problem:
             raise UserError(f"target_modules: {name} {problem}; leave it out of target_modules")
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Nothing to cast: deltas are made in fp32, and base values must keep the weight's dtype."""
+
     def unload(self) -> nn.Module:
         for module in self.model.modules():
             if isinstance(module, NeuroAdaLinear):
