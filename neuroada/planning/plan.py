@@ -1,0 +1,163 @@
+"""The plan of a recipe: one rank's memory under every strategy, the work of a step, and the strategy for a card."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from neuroada.errors import UserError
+from neuroada.planning.methods import METHODS
+from neuroada.planning.model_config import find_config
+from neuroada.planning.step import Step, record_step
+from neuroada.planning.strategies import STRATEGIES, Memory, memory
+from neuroada.planning.work import Work, work
+from neuroada.training.recipe import Recipe
+
+GIB = 2**30
+CONTEXT_BYTES = GIB  # CUDA's context, the libraries' workspaces and NCCL's buffers
+FRAGMENTATION = 1.05  # of the allocator, over the bytes alive
+
+# zero0 is for comparison: no engine runs it. Its memory is that of one process.
+_RUNNABLE = tuple(name for name in STRATEGIES if name not in ("single", "zero0"))
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """One rank under one strategy. fits: None where no card was named."""
+
+    world_size: int
+    strategy: str
+    memory: Memory
+    work: Work
+    fits: bool | None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "world_size": self.world_size,
+            "strategy": self.strategy,
+            "peak_bytes": self.memory.peak_bytes,
+            "by_kind": self.memory.by_kind,
+            "fits": self.fits,
+            "host_bytes": self.memory.host_bytes,
+            "tokens_per_step": self.work.tokens,
+            "flops_per_step": self.work.flops,
+            "sent_bytes_per_step": self.work.sent_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every strategy for a recipe on `world_size` ranks. chosen: the one that is recommended for the card, or, where no
+    card was named, the recipe's own."""
+
+    recipe: Recipe
+    config_origin: str
+    step: Step
+    ranks: list[RankPlan]
+    chosen: RankPlan
+
+    @property
+    def trainable(self) -> int:
+        return self.step.trainable
+
+    @property
+    def parameters(self) -> int:
+        """Of the base model."""
+        return sum(param.numel for param in self.step.params if param.kind == "weights")
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint: every trained entry and its two moments, fp32."""
+        return 12 * self.trainable
+
+
+def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) -> Plan:
+    """Plan `recipe` on `world_size` ranks, of cards with `card_bytes` each.
+
+    Raises:
+        UserError: the model's configuration is nowhere, the batch does not divide over the ranks, or no strategy fits
+            the card; then it says what would.
+    """
+    config, origin = find_config(recipe.model)
+    step = record_step(recipe, config, accumulating=_micro_batches(recipe, world_size) > 1)
+    names = ("single", "zero3_offload") if world_size == 1 else ("zero0", *_RUNNABLE)
+    ranks = [rank_plan(recipe, config, step, name, world_size, card_bytes) for name in names]
+    if card_bytes is None:
+        own = own_strategy(recipe, world_size)
+        chosen = next((rank for rank in ranks if rank.strategy == own), None)
+        chosen = chosen or rank_plan(recipe, config, step, own, world_size, card_bytes)
+    else:
+        fitting = [rank for rank in ranks if rank.fits and rank.strategy != "zero0"]
+        if not fitting:
+            raise UserError(
+                f"--gpu-memory {card_bytes / GIB:g}: {recipe.model} needs at least "
+                f"{needed(min(rank.memory.peak_bytes for rank in ranks)) / GIB:.1f} GiB a card on {world_size} rank(s) "
+                f"under every strategy; {_what_would_fit(recipe, config, world_size, card_bytes)}"
+            )
+        chosen = fitting[0]
+    return Plan(recipe, origin, step, ranks, chosen)
+
+
+def rank_plan(
+    recipe: Recipe, config: Any, step: Step, strategy: str, world_size: int, card_bytes: float | None
+) -> RankPlan:
+    held = memory(step, strategy, world_size)
+    fits = None if card_bytes is None else needed(held.peak_bytes) <= card_bytes
+    return RankPlan(world_size, strategy, held, work(recipe, config, step, strategy, world_size), fits)
+
+
+def needed(peak_bytes: int) -> float:
+    """The card that a peak of live bytes asks for."""
+    return peak_bytes * FRAGMENTATION + CONTEXT_BYTES
+
+
+def own_strategy(recipe: Recipe, world_size: int) -> str:
+    """The strategy the recipe's engine section names; one process is `single` whatever it says."""
+    if world_size == 1 and recipe.engine.ds_config != "zero3_offload":
+        return "single"
+    name = "fsdp2" if recipe.engine.name == "fsdp2" else recipe.engine.ds_config
+    if name not in STRATEGIES:
+        raise UserError(f"engine.ds_config = {name}: cannot be planned; plans know {', '.join(_RUNNABLE)}")
+    return name
+
+
+def compare_methods(recipe: Recipe) -> dict[str, Memory]:
+    """One process' memory at the peak, by method, on the recipe's model and batch."""
+    config, _ = find_config(recipe.model)
+    accumulating = _micro_batches(recipe, 1) > 1
+    return {name: memory(record_step(recipe, config, accumulating, name), "single", 1) for name in METHODS}
+
+
+def _micro_batches(recipe: Recipe, world_size: int) -> int:
+    """As `Recipe.micro_batches`, with a remedy for the number of ranks asked about."""
+    try:
+        return recipe.micro_batches(world_size)
+    except UserError as error:
+        size = recipe.train.global_batch_size
+        if size % world_size:
+            ranks = max(n for n in range(1, world_size) if size % n == 0)
+            raise UserError(f"{error}; use {ranks} ranks, or a batch that {world_size} divides") from None
+        share = size // world_size
+        micro = max(n for n in range(1, min(share, recipe.train.micro_batch_size) + 1) if share % n == 0)
+        raise UserError(f"{error}; use train.micro_batch_size={micro}") from None
+
+
+def _what_would_fit(recipe: Recipe, config: Any, world_size: int, card_bytes: float) -> str:
+    """The smallest change that fits: activation checkpointing, a micro batch of 1, more ranks; else a larger card."""
+    saving = recipe.model_copy(deep=True)
+    said = []
+    smallest = float("inf")
+    for field, value in (("activation_checkpointing", True), ("micro_batch_size", 1)):
+        if getattr(saving.train, field) != value:
+            setattr(saving.train, field, value)
+            said.append(f"train.{field}={str(value).lower()}")
+        step = record_step(saving, config, accumulating=True)
+        ranks = world_size
+        while ranks <= saving.train.global_batch_size:
+            names = _RUNNABLE if ranks > 1 else ("single", "zero3_offload")
+            peaks = {name: needed(memory(step, name, ranks).peak_bytes) for name in names}
+            fitting = [name for name in names if peaks[name] <= card_bytes]
+            if fitting:
+                count = f" on {ranks} ranks" if ranks > world_size else ""
+                return f"{' '.join([*said, ''])}fits{count} with {fitting[0]}"
+            smallest = min(smallest, *peaks.values())
+            ranks *= 2
+    return f"a card of {smallest / GIB:.1f} GiB would do with {' '.join(said) or 'more ranks'}"

@@ -1,0 +1,257 @@
+"""One training step of a recipe on fake tensors: shapes and dtypes, no storage, the code that really trains.
+
+The model is given three decoder layers, and the recording of the middle one is repeated (tests/planning proves that
+this equals the recording of all layers).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from neuroada.adapter import NeuroAdaLinear
+from neuroada.planning.methods import attach_method
+from neuroada.planning.model_config import on_meta
+from neuroada.planning.timeline import GRADIENTS, Recorder, Timeline, repeat_middle_layer
+from neuroada.tasks.table import get_task
+from neuroada.training.batches import MicroBatch, collate
+from neuroada.training.engines import adamw, trained
+from neuroada.training.loss import answer_loss
+from neuroada.training.recipe import Recipe
+
+RECORDED_LAYERS = 3
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter, or a mask. kind: weights, idx, base, delta or mask; layer: None outside the decoder layers."""
+
+    kind: str
+    numel: int
+    itemsize: int
+    rows: int
+    trained: bool
+    layer: int | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.itemsize
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of one micro batch costs: every parameter of the model, and what is alive besides.
+
+    accumulating: earlier micro batches left gradients, alive from the start; the timeline has only those it made new.
+    groups: the parameters gathered together by ZeRO-3 when a module runs; a timeline's group g is
+    groups[g % len(groups)].
+    """
+
+    params: list[Parameter]
+    timeline: Timeline
+    groups: list[list[Parameter]]
+    accumulating: bool
+
+    @property
+    def trainable(self) -> int:
+        return sum(param.numel for param in self.params if param.trained)
+
+
+def record_step(recipe: Recipe, config: Any, accumulating: bool, method: str | None = None) -> Step:
+    """Record a step of one micro batch of `recipe`, at its longest: every sequence of train.max_length tokens, all of
+    them scored.
+
+    config: the model's transformers configuration. accumulating: gradients of earlier micro batches are alive.
+    method: overrides adapter.method; also "masked" and "full".
+    """
+    method = method or recipe.adapter.method
+    params = [param for _, group in _owners(_adapted(recipe, config, method)) for param in group]
+    layers = config.num_hidden_layers
+    kinds = set(getattr(config, "layer_types", None) or ["same"])
+    recorded = RECORDED_LAYERS if layers > RECORDED_LAYERS and len(kinds) == 1 else layers
+    timeline, groups = _record(recipe, _adapted(recipe, config, method, recorded), accumulating)
+    if recorded < layers:
+        timeline = repeat_middle_layer(timeline, layers, len(groups))
+    return Step(params, timeline, groups, accumulating)
+
+
+def _adapted(recipe: Recipe, config: Any, method: str, layers: int | None = None) -> nn.Module:
+    return attach_method(on_meta(config, recipe, layers), recipe.adapter, method)
+
+
+def _record(recipe: Recipe, model: nn.Module, accumulating: bool) -> tuple[Timeline, list[list[Parameter]]]:
+    if recipe.train.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        model.enable_input_require_grads()  # type: ignore[operator]
+    model.train()
+    batch = longest_batch(recipe, model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    # Constants that the model's code makes of Python numbers are real: let them in.
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        _fake(model)
+        batch = MicroBatch(
+            {k: mode.from_tensor(v) for k, v in batch.inputs.items()}, mode.from_tensor(batch.targets), 0
+        )
+        optimizer = adamw(model, recipe)
+        for _, param in trained(model):
+            param.grad = torch.zeros_like(param)
+        optimizer.step()  # makes AdamW's state
+        optimizer.zero_grad()
+        known = [value for state in optimizer.state.values() for value in state.values()]
+        if accumulating:
+            for _, param in trained(model):
+                param.grad = torch.zeros_like(param)
+                known.append(param.grad)
+        recorder = Recorder([*model.parameters(), *model.buffers(), *known])
+        groups = watch(model, recorder)
+        with recorder:
+            run_step(model, batch, optimizer, recorder)
+        return recorder.timeline(), groups
+
+
+def run_step(model: nn.Module, batch: MicroBatch, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
+    """Forward, backward and AdamW, as the training loop runs them."""
+    for tensor in (*batch.inputs.values(), batch.targets):
+        recorder.add(tensor)
+    loss = answer_loss(model, batch, 1) if "logits_to_keep" in batch.inputs else _label_loss(model, batch)
+    recorder.end_forward()
+    loss.backward()
+    del loss
+    recorder.mark("optimizer")
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _label_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+    return nn.functional.cross_entropy(model(**batch.inputs).logits.float(), batch.targets)
+
+
+def longest_batch(recipe: Recipe, vocab_size: int) -> MicroBatch:
+    """The largest micro batch the recipe allows: all of max_length tokens, a loss on every one but the first."""
+    data = _Longest(recipe.train.micro_batch_size, recipe.train.max_length, vocab_size)
+    batch = collate(data, np.arange(recipe.train.micro_batch_size), recipe.train.packing, pad_id=0)
+    if get_task(recipe.task).suite == "glue":
+        del batch.inputs["logits_to_keep"]
+        batch.targets = torch.zeros(recipe.train.micro_batch_size, dtype=torch.int64)
+    return batch
+
+
+class _Longest:
+    """`Sequences` of one length."""
+
+    def __init__(self, size: int, length: int, vocab_size: int) -> None:
+        self.lengths = np.full(size, length)
+        self.num_answer_tokens = self.lengths - 1
+        self.vocab_size = vocab_size
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def tokens(self, index: int) -> np.ndarray:
+        return np.arange(self.lengths[index]) % self.vocab_size
+
+    def answer_start(self, index: int) -> int:
+        return 1
+
+
+def watch(model: nn.Module, recorder: Recorder) -> list[list[Parameter]]:
+    """Have the recorder told where layers begin, what modules need their parameters when, and what gradients are."""
+    groups: list[list[Parameter]] = []
+
+    def note_use(group: int) -> Any:
+        def forward(module: nn.Module, args: Any) -> None:
+            recorder.use(group)
+
+        def forward_done(module: nn.Module, args: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            if isinstance(output, torch.Tensor) and output.requires_grad:
+                output.register_hook(lambda grad: recorder.use(group))
+
+        return forward, forward_done
+
+    for module, params in _owners(model):
+        before, after = note_use(len(groups))
+        module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
+        groups.append(params)
+
+    layers = decoder_layers(model)
+    for number, layer in enumerate(layers):
+
+        def begin(module: nn.Module, args: Any, number: int = number) -> None:
+            if not recorder.forward_end:  # else recomputed by activation checkpointing
+                recorder.mark("forward", number)
+
+        def end(module: nn.Module, args: Any, output: Any, number: int = number) -> None:
+            if recorder.forward_end:
+                return
+            output = output[0] if isinstance(output, tuple) else output
+            output.register_hook(lambda grad: recorder.mark("backward", number))
+            if number == len(layers) - 1:
+                recorder.mark("head")
+
+        layer.register_forward_pre_hook(begin)
+        layer.register_forward_hook(end)
+
+    for _, param in trained(model):
+        param.register_post_accumulate_grad_hook(lambda param: recorder.add(param.grad, GRADIENTS))
+    return groups
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks, in the model's order: the longest ModuleList."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=[]))
+
+
+def _owners(model: nn.Module) -> Iterator[tuple[nn.Module, list[Parameter]]]:
+    """The modules that run on parameters of their own, and these; an adapted Linear owns its weight and its adapter.
+
+    A tied weight belongs to the first of its modules.
+    """
+    layer_of = {id(module): number for number, layer in enumerate(decoder_layers(model)) for module in layer.modules()}
+    names = {id(param): name for name, param in model.named_parameters()}
+    seen: set[int] = set()
+    inside: set[int] = set()
+    for module in model.modules():
+        if id(module) in inside:
+            continue
+        whole = isinstance(module, NeuroAdaLinear)
+        if whole:
+            inside.update(id(child) for child in module.modules())
+        params = []
+        for param in module.parameters(recurse=whole):
+            if id(param) not in seen:
+                seen.add(id(param))
+                shape = (_kind(names[id(param)]), param.numel(), param.itemsize, len(param))
+                params.append(Parameter(*shape, param.requires_grad, layer_of.get(id(module))))
+        masks = [buffer for name, buffer in module.named_buffers(recurse=False) if name == "mask"]
+        params += [Parameter("mask", b.numel(), b.itemsize, len(b), False, layer_of.get(id(module))) for b in masks]
+        if params:
+            yield module, params
+
+
+def _kind(name: str) -> str:
+    for kind in ("idx", "base", "delta"):
+        if f".neuroada_{kind}." in name:
+            return kind
+    return "delta" if ".lora_" in name else "weights"
+
+
+def _fake(model: nn.Module) -> None:
+    """Replace every tensor of a meta model by a fake one on the CPU; call under FakeTensorMode."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, param in module._parameters.items():
+            if param is not None:
+                if id(param) not in made:
+                    made[id(param)] = nn.Parameter(torch.empty(param.shape, dtype=param.dtype), param.requires_grad)
+                module._parameters[name] = made[id(param)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+        if isinstance(module, NeuroAdaLinear):
+            module.unselected.clear()  # as if connections had been chosen

@@ -1,0 +1,182 @@
+"""What one rank holds at the peak of a step, under every strategy: the recorded step, with the parameters cut the
+strategy's way.
+
+| strategy | each rank stores whole | each rank stores 1/N | on top, for a while |
+| --- | --- | --- | --- |
+| single, zero0 | everything | | |
+| zero1 | parameters, gradients | fp32 master copy, moments | gradient buckets |
+| zero2 | parameters | gradients, fp32 master copy, moments | gradient buckets |
+| zero3 | | parameters, gradients, master copy, moments | gathered parameters, a gradient bucket |
+| fsdp2 | | parameters, gradients, moments | gathered layers, a layer's whole gradients |
+| zero3_offload | | (in host memory) | as zero3 |
+
+DeepSpeed's rules are read in its source (0.19.8): `setup_buckets` of stage_1_and_2.py (two buffers of
+reduce_bucket_size with overlap_comm), `_create_fp16_sub_groups` and the bucket of stage3.py, and for what stays
+gathered, fetch_sub_module and __params_to_release of partitioned_param_coordinator.py. The engine trains without
+DeepSpeed's bf16 mode, so delta, bucket, gradients, master copy and moments are fp32.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from neuroada.planning.step import Parameter, Step
+from neuroada.planning.timeline import ACTIVATIONS, GRADIENTS, TEMPORARY, USE
+from neuroada.training.engines.deepspeed import DS_CONFIGS
+
+STRATEGIES = ("single", "zero0", "zero1", "zero2", "fsdp2", "zero3", "zero3_offload")
+"""From the cheapest to run to the dearest: more communication to the right."""
+
+FP32 = 4
+FSDP2_LAYERS = 3  # whole layers at a time: the running one, the next one arriving, and the buffer it arrives in
+
+SHARDED = ("zero3", "fsdp2", "zero3_offload")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank at its peak. host_bytes: kept in the host's memory instead (offload)."""
+
+    by_kind: dict[str, int]
+    host_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.by_kind.values())
+
+
+def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | None = None) -> Memory:
+    """One rank's memory at the peak of `step` under `strategy` on `world_size` ranks.
+
+    zero: a zero_optimization section other than that of ds_configs/<strategy>.json.
+    """
+    zero = zero_options(strategy) if zero is None else zero
+    sharded = strategy in SHARDED
+    trained = [param for param in step.params if param.trained]
+    trained_here = sum(cut(param.numel, world_size) for param in trained)
+    kept: dict[str, int] = dict.fromkeys(("weights", "idx", "base", "delta"), 0)
+    for param in step.params:
+        numel = cut(param.numel, world_size) if sharded else param.numel
+        kept[param.kind] = kept.get(param.kind, 0) + numel * param.itemsize
+    if strategy in ("single", "zero0"):
+        kept["optimizer"] = 2 * sum(param.nbytes for param in trained)
+    elif strategy == "fsdp2":
+        kept["optimizer"] = 2 * sum(cut(param.numel, world_size) * param.itemsize for param in trained)
+    else:
+        kept["optimizer"] = 3 * FP32 * trained_here  # master copy and two moments
+
+    gradients = step.timeline.live(GRADIENTS)
+    if step.accumulating:
+        gradients = np.full_like(gradients, sum(param.nbytes for param in trained))
+    if strategy in ("zero2", "zero3", "zero3_offload"):
+        gradients = np.full_like(gradients, FP32 * trained_here)  # whole ones stand in the buckets only
+    elif strategy == "fsdp2":
+        gradients = np.full_like(gradients, sum(cut(p.numel, world_size) * p.itemsize for p in trained))
+        gradients += 2 * max(_bytes_by_layer(trained).values(), default=0)  # one layer's, and their reduce-scatter
+
+    moving = {
+        "gradients": gradients,
+        "activations": step.timeline.live(ACTIVATIONS),
+        "temporary": step.timeline.live(TEMPORARY),
+        "buckets": np.full_like(gradients, _bucket_bytes(strategy, zero)),
+        "gathered": _gathered(step, strategy, zero),
+    }
+    peak = int(sum(moving.values()).argmax())  # type: ignore[union-attr]
+    by_kind = kept | {kind: int(curve[peak]) for kind, curve in moving.items()}
+    host_bytes = 0
+    if strategy == "zero3_offload":
+        for kind in ("weights", "idx", "base", "delta", "mask", "optimizer", "gradients"):
+            host_bytes += by_kind.get(kind, 0)
+            by_kind[kind] = 0
+    return Memory(by_kind, host_bytes)
+
+
+def cut(numel: int, ranks: int) -> int:
+    """Elements a rank keeps of a parameter of `numel`: an equal part, the last one padded."""
+    return -(-numel // ranks)
+
+
+def zero_options(strategy: str) -> dict[str, Any]:
+    """The zero_optimization section of ds_configs/<strategy>.json; empty where there is none."""
+    path = DS_CONFIGS / f"{strategy}.json"
+    return json.loads(path.read_text())["zero_optimization"] if path.is_file() else {}
+
+
+def _bucket_bytes(strategy: str, zero: dict[str, Any]) -> int:
+    if not strategy.startswith("zero") or strategy == "zero0":
+        return 0
+    buffers = 1 if strategy.startswith("zero3") or not zero.get("overlap_comm") else 2
+    return buffers * int(zero.get("reduce_bucket_size", 5e8)) * FP32
+
+
+def _bytes_by_layer(params: list[Parameter]) -> dict[int | None, int]:
+    sizes: dict[int | None, int] = {}
+    for param in params:
+        sizes[param.layer] = sizes.get(param.layer, 0) + param.nbytes
+    return sizes
+
+
+def _gathered(step: Step, strategy: str, zero: dict[str, Any]) -> np.ndarray:
+    """Bytes of gathered parameters after each event of the step's timeline."""
+    if strategy == "fsdp2":
+        sizes = _bytes_by_layer(step.params)
+        outside = sizes.pop(None, 0)  # embedding, last norm and head: one group, gathered until backward is through
+        whole = outside + FSDP2_LAYERS * max(sizes.values(), default=0)
+        optimizer = [number for number, (name, _) in enumerate(step.timeline.names) if name == "optimizer"]
+        return np.where(np.isin(step.timeline.segment, optimizer), 0, whole)
+    if strategy not in SHARDED:
+        return np.zeros(len(step.timeline.delta), dtype=np.int64)
+    return _gathered_by_zero3(step, zero)
+
+
+def _gathered_by_zero3(step: Step, zero: dict[str, Any]) -> np.ndarray:
+    """DeepSpeed's coordinator, replayed on the sequence of modules that run.
+
+    Before a module runs, its parameters are gathered, and those of the next modules up to stage3_prefetch_bucket_size
+    elements while no more than stage3_max_live_parameters are gathered. After it has run they are released, unless
+    they are needed again within stage3_max_reuse_distance elements of modules.
+    """
+    prefetch = int(zero.get("stage3_prefetch_bucket_size", 5e7))
+    max_live = int(zero.get("stage3_max_live_parameters", 1e9))
+    reuse_distance = int(zero.get("stage3_max_reuse_distance", 1e9))
+
+    timeline = step.timeline
+    places = np.flatnonzero(timeline.kind == USE)
+    uses = timeline.group[places].tolist()
+    numels = [sum(param.numel for param in group) for group in step.groups]
+    sizes = [sum(param.nbytes for param in group) for group in step.groups]
+    numel = [numels[use % len(numels)] for use in uses]
+    size = [sizes[use % len(sizes)] for use in uses]
+    before = np.concatenate([[0], np.cumsum(numel)])  # elements traversed before each use
+    next_use: list[int | None] = [None] * len(uses)
+    last: dict[int, int] = {}
+    for i in range(len(uses) - 1, -1, -1):
+        next_use[i] = last.get(uses[i])
+        last[uses[i]] = i
+
+    gathered: set[int] = set()
+    live = live_bytes = 0
+    curve = np.zeros(len(timeline.delta), dtype=np.int64)
+    ahead = 0
+    for i, use in enumerate(uses):
+        if use not in gathered:
+            gathered.add(use)
+            live, live_bytes = live + numel[i], live_bytes + size[i]
+        ahead, room = max(ahead, i + 1), min(prefetch, max_live - live)
+        while ahead < len(uses) and room > 0:
+            if uses[ahead] not in gathered:
+                gathered.add(uses[ahead])
+                live, live_bytes = live + numel[ahead], live_bytes + size[ahead]
+                room -= numel[ahead]
+            ahead += 1
+        end = places[i + 1] if i + 1 < len(uses) else len(curve)
+        curve[places[i] : end] = live_bytes
+        again = next_use[i]
+        if again is None or (before[again] - before[i + 1] >= reuse_distance and again >= ahead):
+            gathered.discard(use)
+            live, live_bytes = live - numel[i], live_bytes - size[i]
+    optimizer = [number for number, (name, _) in enumerate(timeline.names) if name == "optimizer"]
+    curve[np.isin(timeline.segment, optimizer)] = 0
+    return curve
