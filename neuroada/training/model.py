@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from neuroada.errors import UserError
+from neuroada.training.classifier import auto_class, has_classifier, train_in_fp32
 from neuroada.training.recipe import Adapter, Recipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -44,16 +45,17 @@ def load_config(source: str) -> Any:
         raise UserError(f"model = {source}: no configuration there: {_first_line(error)}") from None
 
 
-def load_base(source: str, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
-    """The frozen base model, from a hub id or folder; no code of its repository is run.
+def load_base(recipe: Recipe, dtype: torch.dtype, attention: str = "sdpa") -> nn.Module:
+    """The frozen base model, from a hub id or folder, as its task needs it; no code of its repository is run.
 
     Loading happens on the CPU, and partitioned as it loads where an engine has asked transformers to.
     """
-    from transformers import AutoModelForCausalLM
-
+    source = recipe.model
+    auto, options = auto_class(recipe.task)
+    fresh = {"ignore_mismatched_sizes": True} if options else {}  # another task's classifier may stand in the files
     _check_folder(source)
     try:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=attention)
+        return auto.from_pretrained(source, dtype=dtype, attn_implementation=attention, **options, **fresh)
     except (OSError, ValueError) as error:
         raise UserError(f"model = {source}: cannot be loaded: {_first_line(error)}") from None
 
@@ -61,17 +63,27 @@ def load_base(source: str, dtype: torch.dtype, attention: str = "sdpa") -> nn.Mo
 def attach(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
     """Freeze the model and add what the recipe trains."""
     from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
 
     from neuroada import NeuroAdaConfig
 
     targets = list(adapter.target_modules)
+    task_type = "SEQ_CLS" if has_classifier(model) else None  # then PEFT trains and saves the classifier too
     if adapter.method == "neuroada":
         # "gradient" leaves the choice for later; a selection file then says how its own was made.
         selection = "gradient" if adapter.selects_later else adapter.selection
-        config: Any = NeuroAdaConfig(k=adapter.k, selection=selection, target_modules=targets, seed=seed)
+        config: Any = NeuroAdaConfig(
+            k=adapter.k, selection=selection, target_modules=targets, seed=seed, task_type=task_type
+        )
+    elif adapter.method == "head":
+        if task_type is None:
+            raise UserError(f"adapter.method = head: {type(model).__name__} has no classifier to train alone")
+        config = LoraConfig(target_modules=DUMMY_TARGET_MODULES, task_type=task_type)  # PEFT's name for no target
     else:
-        config = LoraConfig(r=adapter.rank, lora_alpha=2 * adapter.rank, target_modules=targets)
-    return get_peft_model(model, config, autocast_adapter_dtype=True)
+        config = LoraConfig(r=adapter.rank, lora_alpha=2 * adapter.rank, target_modules=targets, task_type=task_type)
+    tuned = get_peft_model(model, config, autocast_adapter_dtype=True)
+    train_in_fp32(tuned)
+    return tuned
 
 
 def _check_folder(source: str) -> None:

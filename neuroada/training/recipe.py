@@ -26,7 +26,7 @@ class Section(BaseModel):
 class Adapter(Section):
     """What is trained."""
 
-    method: Literal["neuroada", "lora", "full"] = "neuroada"
+    method: Literal["neuroada", "lora", "full", "head"] = "neuroada"  # head: a classifier alone, its encoder frozen
     k: Positive = 20  # trained connections of each neuron
     selection: Literal["magnitude", "gradient", "reverse", "random"] = "magnitude"
     selection_file: str | None = None  # connections chosen before, by launch/select.py; instead of `selection`
@@ -77,6 +77,7 @@ class Engine(Section):
 class Evaluate(Section):
     tasks: list[str] = []  # scored when training ends; none: not scored
     limit: Positive | None = None  # the first so many examples of each
+    frozen_base: bool = False  # of glue/*: first train the classifier alone, to print its score beside the adapter's
 
 
 class Recipe(Section):

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +18,8 @@ from neuroada.tasks.encode import Encoded, encode
 from neuroada.tasks.table import get_task
 from neuroada.training.batches import collate, global_batch, share
 from neuroada.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
+from neuroada.training.classification import Texts, Validation, encode_texts, frozen_base, text_loss
+from neuroada.training.classifier import start_classifier
 from neuroada.training.connections import CALIBRATION, choose_connections
 from neuroada.training.engines import Engine, make_engine
 from neuroada.training.loss import answer_loss
@@ -37,6 +40,8 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
         Preempted: a signal asked for an end; a checkpoint is saved.
     """
     stop = stop or StopRequest()
+    if recipe.evaluate.frozen_base:
+        train(frozen_base(recipe), stop)
     engine = make_engine(recipe)
     watchdog = Watchdog(recipe.train.step_timeout_minutes, engine.rank)
     watchdog.watch("the start")
@@ -46,13 +51,22 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
         task = get_task(recipe.task)
         examples = load_examples(task, "train", recipe.data_dir)
         tokenizer = load_tokenizer(recipe.model)
-        data = encode(examples, task, tokenizer, recipe.train.max_length, cache_dir=Path(recipe.data_dir) / ".tokens")
+        validation = None
+        data: Texts | Encoded
+        if task.num_labels:
+            validation = Validation(engine, recipe, task, tokenizer)
+            data = encode_texts(examples, task, tokenizer, recipe.train.max_length)
+        else:
+            cache = Path(recipe.data_dir) / ".tokens"
+            data = encode(examples, task, tokenizer, recipe.train.max_length, cache_dir=cache)
         steps = total_steps(recipe, len(data))
         data_fingerprint = fingerprint(examples)
     check_ranks(engine, recipe, data_fingerprint)
 
     torch.manual_seed(recipe.train.seed)
     model = engine.load(dtype)
+    if validation is not None:
+        start_classifier(model, recipe.train.seed)
     if recipe.train.activation_checkpointing:
         # Not reentrant: the frozen embedding's output needs no gradient then.
         cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
@@ -66,14 +80,15 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
 
         def backward_of_first() -> None:
             chosen = global_batch(0, CALIBRATION, len(data), recipe.train.seed)
-            micro = collate(data, chosen, recipe.train.packing, tokenizer.pad_token_id).to(engine.device)
-            answer_loss(engine.model, micro, int(data.num_answer_tokens[chosen].sum())).backward()
+            partial_loss(engine, recipe, data, chosen, tokenizer.pad_token_id, of=chosen).backward()
 
         choose_connections(engine, cast(Any, model).base_model, recipe, backward_of_first)
     folder = Path(recipe.output_dir)
     identity = {**recipe.identity(), "data": data_fingerprint, "base": base_fingerprint(model)}
     checkpoint = find_checkpoint(folder) if recipe.checkpoint.resume == "auto" else None
     first = restore_checkpoint(checkpoint, engine, identity, run_step) if checkpoint else 0
+    if validation is not None:
+        validation.resume(first)
     check_space(engine, recipe, model)
     describe(recipe, engine, model, data, steps, first)
     if stop.agreed(engine):
@@ -100,6 +115,11 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
             metrics.log(done, loss, lr, norm, tokens / (time.perf_counter() - started))
             if done == first + 3:  # the first ones also compile and allocate
                 describe_time(time.perf_counter() - started, steps - done)
+        # Before the checkpoint, so that a run that resumes there has it behind itself.
+        if validation is not None and validation.due(done, steps, len(data)):
+            if validation.improved(done):
+                save_run_adapter(model, recipe, folder / "adapter", tokenizer if engine.rank == 0 else None)
+            validation.record()
         stopping = stop.agreed(engine)
         if stopping or done % recipe.checkpoint.every_steps == 0 or done == steps:
             save_checkpoint(engine, model, recipe, done, identity)
@@ -109,7 +129,10 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     watchdog.watch("writing the adapter")
     if metrics is not None:
         metrics.close()
-    save_run_adapter(model, recipe, folder / "adapter", tokenizer if engine.rank == 0 else None)
+    if validation is None:
+        save_run_adapter(model, recipe, folder / "adapter", tokenizer if engine.rank == 0 else None)
+    else:
+        validation.finish()
     engine.reduce(torch.zeros(1, device=engine.device))  # no rank leaves before the adapter is written
     watchdog.watch(None)
     return folder / "adapter"
@@ -121,20 +144,30 @@ def total_steps(recipe: Recipe, examples: int) -> int:
     return min(steps, recipe.train.max_steps or steps)
 
 
-def run_micro_batches(engine: Engine, recipe: Recipe, data: Encoded, pad_id: int, step: int) -> tuple[float, int]:
+def run_micro_batches(
+    engine: Engine, recipe: Recipe, data: Encoded | Texts, pad_id: int, step: int
+) -> tuple[float, int]:
     """Forward and backward of this rank's share of a step's global batch; (loss, real tokens) of the whole of it."""
     batch = global_batch(step, recipe.train.global_batch_size, len(data), recipe.train.seed)
-    answer_tokens = int(data.num_answer_tokens[batch].sum())
     loss = torch.zeros((), device=engine.device)
     # Dropout, where a model has any: from seed, step and rank alone, so that a resumed run draws the same.
     torch.manual_seed(hash((recipe.train.seed, step, engine.rank)) & 0x7FFF_FFFF)
     mine = share(batch, data.lengths, engine.rank, engine.world_size, recipe.train.micro_batch_size)
     for chosen in mine:
-        micro = collate(data, chosen, recipe.train.packing, pad_id).to(engine.device)
-        part = answer_loss(engine.model, micro, answer_tokens)
+        part = partial_loss(engine, recipe, data, chosen, pad_id, of=batch)
         engine.backward(part)
         loss += part.detach()
     return engine.reduce(loss).item(), int(data.lengths[batch].sum())
+
+
+def partial_loss(
+    engine: Engine, recipe: Recipe, data: Encoded | Texts, chosen: np.ndarray, pad_id: int, of: np.ndarray
+) -> torch.Tensor:
+    """Forward of the examples `chosen`: their part of the loss, which is a mean over all of the batch `of`."""
+    if isinstance(data, Texts):
+        return text_loss(engine.model, data.collate(chosen, pad_id, engine.device), data.labels[chosen], len(of))
+    micro = collate(data, chosen, recipe.train.packing, pad_id).to(engine.device)
+    return answer_loss(engine.model, micro, int(data.num_answer_tokens[of].sum()))
 
 
 def base_fingerprint(model: nn.Module) -> str | None:

@@ -6,11 +6,13 @@ word: accelerate 1.15.)
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from neuroada.errors import UserError
 from neuroada.training.recipe import Recipe
@@ -84,3 +86,14 @@ def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW with the published constants: betas (0.9, 0.999), eps 1e-8."""
     params = [param for _, param in trained(model)]
     return torch.optim.AdamW(params, lr=recipe.optimizer.lr, weight_decay=recipe.optimizer.weight_decay)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Between steps, forward passes alone: no gradients, no dropout. Every rank runs as many of them."""
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train()
+    if isinstance(model, FSDPModule):
+        model.reshard()  # the outermost module's parameters stay gathered for a backward that does not come

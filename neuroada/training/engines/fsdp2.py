@@ -5,7 +5,7 @@ rank reads its own rows from the checkpoint's files and selects on them. No rank
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ from neuroada import sharding
 from neuroada.adapter import NeuroAdaConfig, NeuroAdaLinear
 from neuroada.errors import UserError
 from neuroada.training.attention import choose_attention
+from neuroada.training.classifier import auto_class, is_classifier
 from neuroada.training.engines import STATE, Reader, adamw, find_device, trained
 from neuroada.training.model import attach, load_config
 from neuroada.training.recipe import Recipe
@@ -37,12 +38,13 @@ class Fsdp2Engine:
 
     def load(self, dtype: torch.dtype) -> nn.Module:
         from accelerate import init_empty_weights
-        from transformers import AutoModelForCausalLM
 
         files = tensor_files(checkpoint_folder(self.recipe.model))
         config, attention = load_config(self.recipe.model), choose_attention(self.recipe, self.device)
+        auto, options = auto_class(self.recipe.task)
+        config.update(options)
         with init_empty_weights(include_buffers=False):
-            base = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+            base = auto.from_config(config, dtype=dtype, attn_implementation=attention)
         base.tie_weights()
         model = attach(base, self.recipe.adapter, self.recipe.train.seed)
         blocks = [module for module in model.modules() if type(module).__name__ in (base._no_split_modules or ())]
@@ -57,8 +59,12 @@ class Fsdp2Engine:
         base.tie_weights()
         fully_shard(model)
 
-        frozen = [(_name_in_checkpoint(name), param) for name, param in model.named_parameters()]
-        fill([(name, param) for name, param in frozen if "neuroada_" not in name and "lora_" not in name], files)
+        loaded = [
+            (_name_in_checkpoint(name, base.base_model_prefix, files), param)
+            for name, param in model.named_parameters()
+            if not ("neuroada_" in name or "lora_" in name or is_classifier(name))
+        ]
+        fill(loaded, files)
         config = cast(NeuroAdaConfig, cast(PeftModel, model).peft_config["default"])
         for layer in model.modules():
             if isinstance(layer, NeuroAdaLinear):
@@ -107,8 +113,10 @@ class Fsdp2Engine:
             self.optimizer.state[param] = state
 
 
-def _name_in_checkpoint(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+def _name_in_checkpoint(name: str, prefix: str, files: Container[str]) -> str:
+    """A checkpoint of the bare model, without a head, leaves out the model's `prefix`, such as "roberta."."""
+    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return name if name in files else name.removeprefix(f"{prefix}.")
 
 
 def make(recipe: Recipe) -> Fsdp2Engine:
