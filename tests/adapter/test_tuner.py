@@ -20,8 +20,8 @@ ATTENTION = ["q_proj", "k_proj", "v_proj"]
 
 def make_base(**changes) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, vocab_size=128)
-    return LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})).eval()
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(**{"vocab_size": 128, **sizes, **changes})).eval()
 
 
 def train_a_little(model: nn.Module, steps: int = 3) -> nn.Module:
@@ -208,7 +208,7 @@ def test_mistakes_are_told_before_anything_is_replaced(config: dict, said: str) 
 
 def test_transposed_weights_are_refused() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
-    with pytest.raises(UserError, match="Conv1D.*transposed"):
+    with pytest.raises(UserError, match=r"Conv1D.*transposed"):
         get_peft_model(gpt2, NeuroAdaConfig(k=2, target_modules=["c_attn"]))
 
 
@@ -229,19 +229,21 @@ def test_damaged_weights_are_refused(base) -> None:
         get_peft_model(base, NeuroAdaConfig(k=1, target_modules=["k_proj"]))
 
 
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
 @pytest.mark.parametrize(
     ("sizes", "per_k"),
-    [  # docs: k x the sum of out_features; LLaMA-7B, LLaMA-13B, Llama-3-8B
-        ({"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}, 1359872),
-        ({"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}, 2129920),
-        ({"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-          "num_key_value_heads": 8}, 1376256),
+    [  # k x the sum of out_features: LLaMA-7B, LLaMA-13B, Llama-3-8B
+        ((4096, 11008, 32, 32, 32), 1_359_872),
+        ((5120, 13824, 40, 40, 40), 2_129_920),
+        ((4096, 14336, 32, 32, 8), 1_376_256),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("k", [1, 20])
-def test_trainable_counts_at_scale(sizes: dict, per_k: int, k: int) -> None:
+def test_trainable_counts_at_scale(sizes: tuple, per_k: int, k: int) -> None:
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **sizes))
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=32000, **dict(zip(SIZES, sizes, strict=True))))
     tuned = get_peft_model(model, NeuroAdaConfig(k=k))  # the seven projections are a Llama's default
     assert sum(p.numel() for p in tuned.parameters() if p.requires_grad) == k * per_k
 
