@@ -6,8 +6,9 @@
     supertuning   PEFT's Super-Tuning: the (1 - adapter.sparsity) largest entries of a weight, whatever their row
     masked        neuroada's connections, tuned the mask-based way: whole weights train, a mask clears the gradient
     full          every weight of the model, embeddings too
+    head          an encoder's classifier alone
 
-The last two train the weights themselves: in fp32, computing in train.dtype by autocast, and saved as an ordinary
+masked and full train the weights themselves: in fp32, computing in train.dtype by autocast, and saved as an ordinary
 checkpoint in <output_dir>/model instead of an adapter.
 """
 
@@ -25,6 +26,7 @@ from neuroada import sharding
 from neuroada.adapter.saved import save_adapter
 from neuroada.adapter.selection import select_top_k
 from neuroada.errors import UserError
+from neuroada.training.classifier import NAMES as CLASSIFIERS
 from neuroada.training.recipe import Adapter, Recipe
 
 WHOLE_WEIGHTS = ("masked", "full")
@@ -37,8 +39,9 @@ STRATEGIES = {
     "supertuning": _WHOLE,
     "masked": _WHOLE,
     "full": (*_WHOLE, "zero3"),
+    "head": (*_WHOLE, "zero3", "fsdp2"),
 }
-"""Where each method runs and has been seen to give one process's losses."""
+"""Where each method runs."""
 
 _REASONS = {
     ("lora", "fsdp2"): "its matrices would be left unset: weights come to life after the adapter is attached",
@@ -90,8 +93,11 @@ def train_weights(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
     model.requires_grad_(adapter.method == "full")
     if adapter.method == "full":
         return model
+    inside = [(name, module) for name, module in model.named_modules() if name.split(".")[0] not in CLASSIFIERS]
+    for name in CLASSIFIERS:
+        getattr(model, name, nn.Identity()).requires_grad_(True)  # trained whole, as beside an adapter
     for target in adapter.target_modules:
-        layers = [module for name, module in model.named_modules() if f".{name}".endswith(f".{target}")]
+        layers = [module for name, module in inside if f".{name}".endswith(f".{target}")]
         if not layers or not all(isinstance(layer, nn.Linear) for layer in layers):
             raise UserError(f"adapter.target_modules: {target!r} is no Linear module of the model")
         for weight in (layer.get_parameter("weight") for layer in layers):

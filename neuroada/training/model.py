@@ -8,6 +8,7 @@ from torch import nn
 
 from neuroada.errors import UserError
 from neuroada.training.classifier import auto_class, has_classifier, train_in_fp32
+from neuroada.training.methods import WHOLE_WEIGHTS, sparse_config, train_weights
 from neuroada.training.recipe import Adapter, Recipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -61,7 +62,9 @@ def load_base(recipe: Recipe, dtype: torch.dtype, attention: str = "sdpa") -> nn
 
 
 def attach(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
-    """Freeze the model and add what the recipe trains."""
+    """Freeze the model and add what the recipe trains; or let its own weights train."""
+    if adapter.method in WHOLE_WEIGHTS:
+        return train_weights(model, adapter, seed)
     from peft import LoraConfig, get_peft_model
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
@@ -75,6 +78,8 @@ def attach(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
         config: Any = NeuroAdaConfig(
             k=adapter.k, selection=selection, target_modules=targets, seed=seed, task_type=task_type
         )
+    elif adapter.method in ("shira", "supertuning"):
+        config = sparse_config(adapter, seed, task_type)
     elif adapter.method == "head":
         if task_type is None:
             raise UserError(f"adapter.method = head: {type(model).__name__} has no classifier to train alone")

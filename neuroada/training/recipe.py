@@ -26,12 +26,14 @@ class Section(BaseModel):
 class Adapter(Section):
     """What is trained."""
 
-    method: Literal["neuroada", "lora", "full", "head"] = "neuroada"  # head: a classifier alone, its encoder frozen
+    method: Literal["neuroada", "lora", "shira", "supertuning", "masked", "full", "head"] = "neuroada"
+    # what each trains: see methods.py; head: a classifier alone, its encoder frozen
     k: Positive = 20  # trained connections of each neuron
     selection: Literal["magnitude", "gradient", "reverse", "random"] = "magnitude"
     selection_file: str | None = None  # connections chosen before, by launch/select.py; instead of `selection`
     target_modules: Annotated[list[str], Field(min_length=1)]
-    rank: Positive = 8  # of method lora
+    rank: Positive = 8  # of method lora; of shira, which then trains as many numbers
+    sparsity: Fraction = 0.99  # of method supertuning: of each weight, the part that stays
 
     @property
     def selects_later(self) -> bool:
@@ -58,6 +60,7 @@ class Train(Section):
     packing: bool = True  # the sequences of a micro batch end to end, without padding
     dtype: Literal["bf16", "fp32"] = "bf16"  # of the frozen weights and of the compute; deltas are fp32
     seed: int = 42
+    held_out: Annotated[int, Field(ge=0)] = 0  # questions kept apart, twice: to choose a run by, and to report
     activation_checkpointing: bool = False
     log_every: Positive = 1
     step_timeout_minutes: Annotated[float, Field(gt=0)] = 30  # of one step, and of the start: then the job ends

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuroada import sharding
 from neuroada.adapter import NeuroAdaLinear
 from neuroada.adapter.fingerprint import fingerprint as adapter_fingerprint
-from neuroada.adapter.saved import save_adapter
 from neuroada.errors import Preempted, UserError
+from neuroada.reporting import write_facts, write_report
 from neuroada.tasks.data import fingerprint, load_examples
 from neuroada.tasks.encode import Encoded, encode
 from neuroada.tasks.table import get_task
@@ -22,18 +23,22 @@ from neuroada.training.classification import Texts, Validation, encode_texts, fr
 from neuroada.training.classifier import start_classifier
 from neuroada.training.connections import CALIBRATION, choose_connections
 from neuroada.training.engines import Engine, make_engine
+from neuroada.training.held_out import hold_out
 from neuroada.training.loss import answer_loss
+from neuroada.training.methods import check_method, load_model, save_trained, strategy, trainable, trained_folder
 from neuroada.training.metrics import Metrics
 from neuroada.training.model import check_dtype, load_tokenizer
 from neuroada.training.preemption import StopRequest
-from neuroada.training.preflight import check_ranks, check_space, describe, describe_time, together
+from neuroada.training.preflight import check_ranks, check_space, code_version, describe, describe_time, together
 from neuroada.training.recipe import Recipe
 from neuroada.training.schedule import lr_at
 from neuroada.training.watchdog import Watchdog
 
 
 def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
-    """Run the recipe to its end; returns the adapter's folder. `stop`: made earlier, to hear of signals from then on.
+    """Run the recipe to its end; returns the folder of what was trained.
+
+    `stop`: made earlier, to hear of signals from then on.
 
     Raises:
         UserError: the recipe, its data or its model do not fit; nothing has been written to output_dir by then.
@@ -47,9 +52,10 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     watchdog.watch("the start")
     with together(engine):
         micro_batches = recipe.micro_batches(engine.world_size)
+        check_method(recipe, engine)
         dtype = check_dtype(recipe, engine.device)
         task = get_task(recipe.task)
-        examples = load_examples(task, "train", recipe.data_dir)
+        examples, *_ = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)
         tokenizer = load_tokenizer(recipe.model)
         validation = None
         data: Texts | Encoded
@@ -64,7 +70,7 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     check_ranks(engine, recipe, data_fingerprint)
 
     torch.manual_seed(recipe.train.seed)
-    model = engine.load(dtype)
+    model = load_model(engine, recipe, dtype)
     if validation is not None:
         start_classifier(model, recipe.train.seed)
     if recipe.train.activation_checkpointing:
@@ -97,6 +103,15 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     if engine.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         recipe.save(folder / "recipe.yaml")
+        write_facts(
+            folder,
+            trainable=trainable(model),
+            parameters=sum(math.prod(sharding.shape(param)) for param in model.parameters()),
+            steps=steps,
+            strategy=strategy(engine),
+            world_size=engine.world_size,
+            code=code_version(),
+        )
         metrics = Metrics(recipe, steps, first)
 
     for step in range(first, steps):
@@ -118,7 +133,7 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
         # Before the checkpoint, so that a run that resumes there has it behind itself.
         if validation is not None and validation.due(done, steps, len(data)):
             if validation.improved(done):
-                save_run_adapter(model, recipe, folder / "adapter", tokenizer if engine.rank == 0 else None)
+                save_trained(model, recipe, tokenizer)
             validation.record()
         stopping = stop.agreed(engine)
         if stopping or done % recipe.checkpoint.every_steps == 0 or done == steps:
@@ -130,12 +145,14 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     if metrics is not None:
         metrics.close()
     if validation is None:
-        save_run_adapter(model, recipe, folder / "adapter", tokenizer if engine.rank == 0 else None)
+        save_trained(model, recipe, tokenizer)
     else:
         validation.finish()
     engine.reduce(torch.zeros(1, device=engine.device))  # no rank leaves before the adapter is written
     watchdog.watch(None)
-    return folder / "adapter"
+    if engine.rank == 0:
+        write_report(folder)
+    return trained_folder(recipe)
 
 
 def total_steps(recipe: Recipe, examples: int) -> int:
@@ -174,11 +191,3 @@ def base_fingerprint(model: nn.Module) -> str | None:
     """A checksum of the base weights that are tuned (of NeuroAda; other methods leave it to the model's name)."""
     layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
     return adapter_fingerprint(layers, "default") if layers else None
-
-
-def save_run_adapter(model: nn.Module, recipe: Recipe, folder: Path, tokenizer: Any) -> None:
-    """The adapter in PEFT's format, with the tokenizer beside it. Collective."""
-    model.peft_config["default"].base_model_name_or_path = recipe.model  # type: ignore[union-attr, index]
-    save_adapter(model, folder)  # type: ignore[arg-type]
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
