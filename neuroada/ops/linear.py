@@ -25,6 +25,15 @@ def write_entries(
     weight.data.scatter_(1, unpack_indices(idx_bytes), values)
 
 
+def keeps_entries(weight: torch.Tensor, delta: torch.Tensor) -> bool:
+    """Whether backward keeps of x only its columns at the selected entries, [..., out * k], instead of all.
+
+    So where they are at most half as many: a Llama's down_proj at k = 1, whose input is the widest of its block and
+    which nothing else keeps. (Counting repeated columns once would save more, and cost a GPU a wait for the count.)
+    """
+    return 2 * delta.numel() <= weight.shape[1]
+
+
 class _InWeightLinear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -37,24 +46,29 @@ class _InWeightLinear(torch.autograd.Function):
         delta: torch.Tensor,
     ) -> torch.Tensor:
         write_entries(weight, idx_bytes, base, delta)
+        ctx.keeps_entries = keeps_entries(weight, delta)
+        kept = x.index_select(-1, unpack_indices(idx_bytes).flatten()) if ctx.keeps_entries else x
         # The Parameters themselves, never views: ZeRO-3 and FSDP2 swap their data and gather it again for backward.
-        ctx.save_for_backward(x, weight, idx_bytes, base, delta)
+        ctx.save_for_backward(kept, weight, idx_bytes, base, delta)
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dy,) = grads
-        x, weight, idx_bytes, base, delta = ctx.saved_tensors
+        kept, weight, idx_bytes, base, delta = ctx.saved_tensors
         dx = dbias = ddelta = None
         if ctx.needs_input_grad[0]:
-            write_entries(
-                weight, idx_bytes, base, delta
-            )  # where it was gathered anew, its entries are the base's again
+            # Where the weight was gathered anew its entries are the base's, after a switch another adapter's.
+            write_entries(weight, idx_bytes, base, delta)
             dx = dy @ weight
         if ctx.needs_input_grad[2]:
             dbias = dy.flatten(0, -2).sum(0)
         if ctx.needs_input_grad[5]:
-            ddelta = sampled_gradient(dy, x, unpack_indices(idx_bytes)).to(delta.dtype)
+            if ctx.keeps_entries:
+                columns = torch.arange(delta.numel(), device=dy.device).view(delta.shape)
+            else:
+                columns = unpack_indices(idx_bytes)
+            ddelta = sampled_gradient(dy, kept, columns).to(delta.dtype)
         return dx, None, dbias, None, None, ddelta
 
 
