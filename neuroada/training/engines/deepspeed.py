@@ -6,6 +6,7 @@ recipe's dtype and the deltas train in fp32, so every engine computes with the s
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ class DeepSpeedEngine:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
+        # DeepSpeed 0.19.8 calls two functions by names that torch 2.13 deprecates: a warning for every collective call.
+        warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
         # On CPU DeepSpeed 0.19.8 would compile this operator (of inference) at every first start, and a start that was
         # killed meanwhile leaves a lock behind for which the next ones wait for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
