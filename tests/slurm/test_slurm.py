@@ -106,13 +106,14 @@ def curve(jobs: Jobs) -> dict[int, float]:
 def test_usr1_and_term_save_requeue_and_resume(jobs: Jobs, cluster: Cluster, curve: dict[int, float]) -> None:
     job = jobs.submit("zero3", *ZERO3)
     jobs.wait_for_step("zero3", 10)
-    cluster.run("scancel", "--signal=USR1", job)  # to every rank
+    cluster.run("scancel", "--signal=TERM", job)  # to every rank
     wait_until(lambda: cluster.job(job)["Restarts"] == "1", 60, "the requeue")
     first = jobs.checkpoints("zero3")
     assert len(first) == 1 and first[0] >= 10
 
     jobs.wait_for_step("zero3", first[0] + 10)
-    cluster.run("scancel", "--full", "--signal=TERM", job)  # to the script, srun and every rank: copies of one request
+    cluster.run("scancel", "--signal=USR1", job)
+    cluster.run("scancel", "--batch", "--signal=TERM", job)  # the script passes it on: a copy of the same request
     wait_until(lambda: cluster.job(job)["Restarts"] == "2", 60, "the second requeue")
     assert jobs.checkpoints("zero3")[-1] > first[0]
 
