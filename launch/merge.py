@@ -52,13 +52,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     args = parse(argv)
     if args.unmerge:
-        from neuroada.adapter.streaming import unmerge
+        from neuroada.adapter.streaming.merge import unmerge
 
         done = unmerge(args.model, args.out, progress=not args.json)
     else:
         source, revision = base_of(args.adapter) if args.base_model is None else (args.base_model, None)
 
-        from neuroada.adapter.streaming import merge, resolve
+        from neuroada.adapter.streaming.checkpoint import resolve
+        from neuroada.adapter.streaming.merge import merge
 
         base = resolve(source, "--base-model", revision)
         options = {"keep_base": args.keep_base, "verify": args.verify, "progress": not args.json}

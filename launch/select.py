@@ -57,7 +57,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = parse(argv)
-    from neuroada.adapter.streaming import resolve, select
+    from neuroada.adapter.streaming.checkpoint import resolve
+    from neuroada.adapter.streaming.select import select
 
     done = select(
         resolve(args.model, "--model"),

@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from streaming_models import save_adapter, save_base
 
-from neuroada.adapter.streaming import merge, output, resolve, rewrite, select, unmerge
+from neuroada.adapter.streaming import output, rewrite
+from neuroada.adapter.streaming.checkpoint import resolve
+from neuroada.adapter.streaming.merge import merge, unmerge
+from neuroada.adapter.streaming.select import select
 from neuroada.errors import UserError
 
 ADAPTER_FILE = "adapter_model.safetensors"

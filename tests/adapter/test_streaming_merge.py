@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from streaming_models import TARGETS, adapted, save_adapter, save_base
 from transformers import AutoModelForCausalLM
 
-from neuroada.adapter.streaming import checkpoint, merge, unmerge
+from neuroada.adapter.streaming import checkpoint
+from neuroada.adapter.streaming.merge import merge, unmerge
 
 TOKENS = torch.arange(40).view(2, 20)
 

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from neuroada.adapter import selection as rules
 from neuroada.adapter.fingerprint import fingerprint
-from neuroada.adapter.streaming import apply_selection, checkpoint, load_selection, select
+from neuroada.adapter.streaming import checkpoint
+from neuroada.adapter.streaming.select import apply_selection, load_selection, select
 from neuroada.errors import UserError
 from neuroada.ops import unpack_indices
 
@@ -112,7 +113,7 @@ def test_a_selection_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_arguments_that_do_not_fit_the_model(tmp_path: Path) -> None:
     base, out = save_base(tmp_path / "base"), tmp_path / "x"
-    with pytest.raises(UserError, match="q_proj has only 48 inputs"):
+    with pytest.raises(UserError, match="has only 48 inputs; choose k <= 48"):
         select(base, 49, out)
     with pytest.raises(UserError, match="q_prj: no such weight matrix; there are q_proj"):
         select(base, 2, out, target_modules=["q_prj"])

@@ -1,6 +1,7 @@
 """A Hugging Face folder's safetensors files, opened without reading them: what they hold, and any tensor by rows."""
 
 import json
+import mmap
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +45,8 @@ class StoredTensor:
         rows = self.shape[0] if self.shape else 1
         row_bytes = self.size // rows if rows else 0
         rows_at_once = max(1, BLOCK // max(1, row_bytes))
-        buffer = torch.empty(min(rows, rows_at_once) * row_bytes, dtype=torch.uint8)
+        # Pages of its own: in the heap, what is kept of one block would settle in the hole the last block left.
+        buffer = torch.frombuffer(mmap.mmap(-1, max(1, min(rows, rows_at_once) * row_bytes)), dtype=torch.uint8)
         with self.file.open("rb", buffering=0) as file:
             file.seek(self.start)
             for first in range(0, rows, rows_at_once):
@@ -52,14 +54,6 @@ class StoredTensor:
                 part = buffer[: count * row_bytes]
                 read_exactly(file, part)
                 yield first, part.view(DTYPES[self.dtype]).view(count, *self.shape[1:])
-
-    def read(self) -> torch.Tensor:
-        """The whole tensor, in new memory."""
-        whole = torch.empty(self.size, dtype=torch.uint8)
-        with self.file.open("rb", buffering=0) as file:
-            file.seek(self.start)
-            read_exactly(file, whole)
-        return whole.view(DTYPES[self.dtype]).view(self.shape)
 
 
 def read_exactly(file: Any, buffer: torch.Tensor) -> None:

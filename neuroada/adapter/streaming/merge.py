@@ -1,7 +1,7 @@
 """Phase 3 on files: an adapter merged into its base checkpoint, and taken out again."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +24,41 @@ KEPT = Path("unmerge") / "neuroada_base.safetensors"
 PREFIX = "base_model.model."  # PEFT's, of every key of an adapter's file
 
 
-@dataclass
 class Entries:
-    """Sets k entries of each row of one weight: base + delta, or the base again. Keeps the values it replaces."""
+    """An edit that sets k entries of each row of a weight to base + delta, and keeps the values it replaces.
 
-    idx: torch.Tensor  # [out, 2k] uint8
-    base: torch.Tensor | None = None  # [out, k]; None: as found
-    delta: torch.Tensor | None = None  # [out, k]; None: zero
-    _replaced: list[torch.Tensor] = field(default_factory=list)
+    idx [out, 2k] uint8; base [out, k], None: as found; delta [out, k], None: zero. `replaced` is [out, k], in the
+    weight's dtype, once all rows passed.
+    """
+
+    def __init__(
+        self, idx: torch.Tensor, *, base: torch.Tensor | None = None, delta: torch.Tensor | None = None
+    ) -> None:
+        self.idx, self.base, self.delta = idx, base, delta
+        self.replaced = torch.empty(0)
 
     def __call__(self, first: int, rows: torch.Tensor) -> None:
         here = slice(first, first + len(rows))
-        found = rows.gather(1, unpack_indices(self.idx[here]))
-        self._replaced.append(found)
-        base = found if self.base is None else self.base[here]
+        if first == 0:
+            self.replaced = torch.empty(len(self.idx), self.idx.shape[1] // 2, dtype=rows.dtype)
+        self.replaced[here] = rows.gather(1, unpack_indices(self.idx[here]))
+        base = self.replaced[here] if self.base is None else self.base[here]
         write_entries(rows, self.idx[here], base, None if self.delta is None else self.delta[here])
 
-    def replaced(self) -> torch.Tensor:
-        """[out, k] in the weight's dtype."""
-        return torch.cat(self._replaced)
 
-
-@dataclass
 class Whole:
-    """Replaces a whole tensor, rounded to the stored dtype. Keeps the old one."""
+    """An edit that replaces a tensor, rounded to its stored dtype, and keeps the old one."""
 
-    value: torch.Tensor
-    _replaced: list[torch.Tensor] = field(default_factory=list)
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value = torch.atleast_1d(value)
+        self.replaced = torch.empty(0)
 
     def __call__(self, first: int, rows: torch.Tensor) -> None:
-        self._replaced.append(rows.clone())
-        rows.copy_(self.value[first : first + len(rows)])
-
-    def replaced(self) -> torch.Tensor:
-        return torch.cat(self._replaced)
+        here = slice(first, first + len(rows))
+        if first == 0:
+            self.replaced = torch.empty(self.value.shape, dtype=rows.dtype)
+        self.replaced[here] = rows
+        rows.copy_(self.value[here])
 
 
 @dataclass
@@ -101,7 +102,7 @@ def merge(
     for name, value in contents.whole.items():
         target = _target(contents, source, name, tuple(value.shape))
         _check_untied(contents, source, target)
-        edits[target.name] = Whole(torch.atleast_1d(value))
+        edits[target.name] = Whole(value)
     kept_size = sum(
         source.tensors[name].size if isinstance(edit, Whole) else 4 * edit.idx.nbytes for name, edit in edits.items()
     )
@@ -111,7 +112,7 @@ def merge(
         copy_companions(base, folder)
         rewrite(source, folder, edits, progress)
         found = checksum(
-            (module, contents.connections[module][0], edits[name].replaced()) for module, name in sorted(names.items())
+            (module, contents.connections[module][0], edits[name].replaced) for module, name in sorted(names.items())
         )
         expected = config.base_fingerprint
         if expected not in (None, found):
@@ -161,12 +162,12 @@ def unmerge(model: Path, out: Path, *, progress: bool = False) -> dict[str, Any]
                 )
             edits[target] = merged[name] = Entries(value, base=base)
         elif kind == "whole":
-            edits[name] = Whole(torch.atleast_1d(value))
+            edits[name] = Whole(value)
     size = source.size + sum(path.stat().st_size for path in companions(model))
     with new_folder(out, size) as folder:
         copy_companions(model, folder)
         rewrite(source, folder, edits, progress)
-        found = checksum((name, merged[name].idx, merged[name].replaced()) for name in sorted(merged))
+        found = checksum((name, merged[name].idx, merged[name].replaced) for name in sorted(merged))
         if found != metadata.get("merged_fingerprint"):
             raise UserError(f"--model {model}: its weights were changed after the merge; use the base model itself")
     return _report(out, started, layers=len(merged), bytes=source.size, base_fingerprint=metadata["base_fingerprint"])
@@ -203,8 +204,8 @@ def _read_adapter(folder: Path, config: Any) -> Adapter:
             raise UserError(f"{path}: {key} does not begin with {PREFIX!r}: not an adapter's file")
         if kind == "neuroada_idx":
             delta = tensors.get(f"{PREFIX}{module}.neuroada_delta")
-            expected = None if delta is None or delta.ndim != 2 else (delta.shape[0], 2 * delta.shape[1])
-            if value.dtype != torch.uint8 or value.shape != expected or not value.numel():
+            fits = delta is not None and delta.ndim == 2 and value.shape == (delta.shape[0], 2 * delta.shape[1])
+            if delta is None or not fits or value.dtype != torch.uint8 or not value.numel():
                 raise UserError(f"{path}: {module} lacks deltas of its indices' shape; save the adapter again")
             adapter.connections[module] = value, delta
         elif kind != "neuroada_delta":
@@ -261,10 +262,10 @@ def _keep(
     merged = []
     for module in sorted(names):
         idx, delta = contents.connections[module]
-        base = edits[names[module]].replaced()
+        base = edits[names[module]].replaced
         kept |= {f"{module}.neuroada_idx": idx, f"{module}.neuroada_base": base}
         merged.append((module, idx, base, delta))
-    kept |= {f"{name}.whole": edit.replaced() for name, edit in edits.items() if isinstance(edit, Whole)}
+    kept |= {f"{name}.whole": edit.replaced for name, edit in edits.items() if isinstance(edit, Whole)}
     values = ((module, idx, (base + delta).to(base.dtype)) for module, idx, base, delta in merged)
     metadata = {
         "format": "pt",

@@ -189,13 +189,18 @@ def _select_tensor(
 
 
 def _map(job: Any, items: list[Any], workers: int) -> Iterable[Any]:
-    """`job` of every item, in this process or in several."""
-    if workers == 1:
-        yield from map(job, items)
+    """`job` of every item, in this process or in several, with one thread in each: blocks are too small to share."""
+    if workers > 1:
+        # fork: a process that imports torch anew takes longer to start than LLaMA-7B takes it to read.
+        with multiprocessing.get_context("fork").Pool(workers, torch.set_num_threads, (1,)) as pool:
+            yield from pool.imap(job, items)
         return
-    # fork: a process that imports torch anew takes longer than LLaMA-7B's share of it. One thread in each.
-    with multiprocessing.get_context("fork").Pool(workers, torch.set_num_threads, (1,)) as pool:
-        yield from pool.imap(job, items)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield from map(job, items)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _content_hash(connections: Mapping[str, torch.Tensor]) -> str:
