@@ -6,8 +6,6 @@ python launch/plan.py --recipe llama7b_math --compare train.micro_batch_size=1 t
 
 import argparse
 import json
-import logging
-import warnings
 
 from neuroada.command import run
 from neuroada.training.recipe import load_recipe
@@ -27,8 +25,6 @@ def main(argv: list[str]) -> None:
     args = parser.parse_intermixed_args(argv)
     recipe = load_recipe(args.recipe, args.overrides)
 
-    warnings.filterwarnings("ignore")  # libraries' advice on the fake model would bury the answer
-    logging.disable(logging.WARNING)
     from neuroada.planning import report
     from neuroada.planning.plan import GIB, compare_methods, make_plan
 

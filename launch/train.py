@@ -3,12 +3,14 @@
 python launch/train.py --recipe smollm2_math [key=value ...]
 deepspeed launch/train.py --recipe llama13b_math [key=value ...]
 torchrun --nproc-per-node 8 launch/train.py --recipe llama13b_math engine.name=fsdp2
+python launch/train.py --recipe llama13b_math --dry-run ranks=8
 """
 
 import argparse
 import os
 
 from neuroada.command import run
+from neuroada.errors import UserError
 from neuroada.training.preemption import StopRequest
 from neuroada.training.recipe import load_recipe
 
@@ -22,7 +24,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-3 train.max_steps=50"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="walk the whole path without weights; ranks=N among the overrides"
+    )
     args = parser.parse_args(argv)
+    if args.dry_run:
+        walk(args.recipe, args.overrides)
+        return
     stop = StopRequest()
     recipe = load_recipe(args.recipe, args.overrides)
 
@@ -31,6 +39,18 @@ def main(argv: list[str]) -> None:
     adapter = train(recipe, stop)
     if os.environ.get("RANK", "0") == "0":
         print(f"adapter: {adapter}")
+
+
+def walk(name: str, overrides: list[str]) -> None:
+    """Print what a run would find and need; `ranks=N` says on how many ranks."""
+    ranks = [override.removeprefix("ranks=") for override in overrides if override.startswith("ranks=")]
+    if not all(text.isdecimal() and int(text) for text in ranks):
+        raise UserError(f"ranks={ranks[-1]}: must be a whole number of at least 1")
+    recipe = load_recipe(name, [override for override in overrides if not override.startswith("ranks=")])
+
+    from neuroada.training.dry_run import dry_run
+
+    print(dry_run(recipe, int(ranks[-1]) if ranks else 1))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from neuroada.errors import UserError
-from neuroada.tasks.table import get_task
+from neuroada.training.classifier import auto_class
 from neuroada.training.model import DTYPES
 from neuroada.training.recipe import Recipe
 
@@ -35,27 +35,31 @@ def find_config(source: str) -> tuple[Any, str]:
             cached = None
         if cached is None:
             raise UserError(
-                f"model = {source}: no such folder, not in the hub's cache, and its config.json is not in "
-                f"neuroada/planning/configs/; fetch it (`hf download {source} config.json`)"
+                f"model = {source}: its config.json is in no folder of that name, not in the hub's cache and not in "
+                f"neuroada/planning/configs/; {remedy(source)}"
             )
         path, origin = Path(cached), "the hub's cache"
     values = json.loads(path.read_text())
     return AutoConfig.for_model(values.pop("model_type"), **values), origin
 
 
+def remedy(source: str) -> str:
+    """How to come by a model that is not here."""
+    if source.count("/") == 1 and not source.startswith((".", "/", "~", "models/", "runs/")):
+        return f"hf download {source}"
+    return "see `python launch/fetch.py model --help`"
+
+
 def on_meta(config: Any, recipe: Recipe, layers: int | None = None) -> nn.Module:
     """The recipe's base model with shapes and dtypes alone; `layers` gives it another number of decoder layers."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    config = type(config).from_dict(config.to_dict())  # a copy: layer_types follow the number of layers below
-    task = get_task(recipe.task)
+    config = type(config).from_dict(config.to_dict())  # a copy
     if layers is not None:
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
-    model_class: Any = AutoModelForCausalLM
-    if task.suite == "glue":
-        model_class, config.num_labels = AutoModelForSequenceClassification, task.num_labels
+    auto, options = auto_class(recipe.task)
+    for name, value in options.items():
+        setattr(config, name, value)
     with torch.device("meta"):
-        model: nn.Module = model_class.from_config(config, dtype=DTYPES[recipe.train.dtype], attn_implementation="sdpa")
+        model: nn.Module = auto.from_config(config, dtype=DTYPES[recipe.train.dtype], attn_implementation="sdpa")
     return model

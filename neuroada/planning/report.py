@@ -7,8 +7,10 @@ from neuroada.tasks.data import load_examples
 from neuroada.tasks.table import get_task
 from neuroada.training.recipe import Recipe
 
-_KINDS = ("weights", "idx", "base", "delta", "mask", "gradients", "optimizer", "activations", "temporary", "buckets",
-          "gathered")  # fmt: skip
+_KINDS = (
+    *("weights", "idx", "base", "delta", "classifier", "mask"),
+    *("gradients", "optimizer", "activations", "temporary", "buckets", "gathered"),
+)
 
 
 def plan(plan: Plan, card_gib: float | None = None, tokens_per_second: float | None = None) -> str:

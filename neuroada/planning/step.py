@@ -4,9 +4,10 @@ The model is given three decoder layers, and the recording of the middle one is 
 this equals the recording of all layers).
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from neuroada.planning.model_config import on_meta
 from neuroada.planning.timeline import GRADIENTS, Recorder, Timeline, repeat_middle_layer
 from neuroada.tasks.table import get_task
 from neuroada.training.batches import MicroBatch, collate
+from neuroada.training.classification import text_loss
 from neuroada.training.engines import adamw, trained
 from neuroada.training.loss import answer_loss
 from neuroada.training.recipe import Recipe
@@ -28,7 +30,7 @@ RECORDED_LAYERS = 3
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter, or a mask. kind: weights, idx, base, delta or mask; layer: None outside the decoder layers."""
+    """A parameter, or a mask. kind: weights, idx, base, delta, mask or classifier; layer: None outside the layers."""
 
     kind: str
     numel: int
@@ -69,11 +71,12 @@ def record_step(recipe: Recipe, config: Any, accumulating: bool, method: str | N
     method: overrides adapter.method; also "masked" and "full".
     """
     method = method or recipe.adapter.method
-    params = [param for _, group in _owners(_adapted(recipe, config, method)) for param in group]
     layers = config.num_hidden_layers
     kinds = set(getattr(config, "layer_types", None) or ["same"])
     recorded = RECORDED_LAYERS if layers > RECORDED_LAYERS and len(kinds) == 1 else layers
-    timeline, groups = _record(recipe, _adapted(recipe, config, method, recorded), accumulating)
+    with warnings.catch_warnings(action="ignore"):  # libraries' advice to trainers would bury the plan
+        params = [param for _, group in _owners(_adapted(recipe, config, method)) for param in group]
+        timeline, groups = _record(recipe, _adapted(recipe, config, method, recorded), accumulating)
     if recorded < layers:
         timeline = repeat_middle_layer(timeline, layers, len(groups))
     return Step(params, timeline, groups, accumulating)
@@ -85,10 +88,9 @@ def _adapted(recipe: Recipe, config: Any, method: str, layers: int | None = None
 
 def _record(recipe: Recipe, model: nn.Module, accumulating: bool) -> tuple[Timeline, list[list[Parameter]]]:
     if recipe.train.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        model.enable_input_require_grads()  # type: ignore[operator]
+        cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    batch = longest_batch(recipe, model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    batch = longest_batch(recipe, cast(Any, model).config.vocab_size)
     # Constants that the model's code makes of Python numbers are real: let them in.
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _fake(model)
@@ -116,7 +118,10 @@ def run_step(model: nn.Module, batch: MicroBatch, optimizer: torch.optim.Optimiz
     """Forward, backward and AdamW, as the training loop runs them."""
     for tensor in (*batch.inputs.values(), batch.targets):
         recorder.add(tensor)
-    loss = answer_loss(model, batch, 1) if "logits_to_keep" in batch.inputs else _label_loss(model, batch)
+    if "logits_to_keep" in batch.inputs:
+        loss = answer_loss(model, batch, answer_tokens=1)
+    else:
+        loss = text_loss(model, batch.inputs, np.zeros(len(batch.targets), dtype=np.float32), examples=1)
     recorder.end_forward()
     loss.backward()
     del loss
@@ -125,17 +130,18 @@ def run_step(model: nn.Module, batch: MicroBatch, optimizer: torch.optim.Optimiz
     optimizer.zero_grad()
 
 
-def _label_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
-    return nn.functional.cross_entropy(model(**batch.inputs).logits.float(), batch.targets)
-
-
 def longest_batch(recipe: Recipe, vocab_size: int) -> MicroBatch:
-    """The largest micro batch the recipe allows: all of max_length tokens, a loss on every one but the first."""
+    """The largest micro batch the recipe allows: all of max_length tokens, a loss on every one but the first.
+
+    Packed sequences stand below each other here: without padding and mask that costs what flash-attn's variable-length
+    kernels cost on one row (`packed_sdpa` cuts its row by the values of position_ids, which a fake tensor has not).
+    """
     data = _Longest(recipe.train.micro_batch_size, recipe.train.max_length, vocab_size)
-    batch = collate(data, np.arange(recipe.train.micro_batch_size), recipe.train.packing, pad_id=0)
+    batch = collate(data, np.arange(recipe.train.micro_batch_size), packing=False, pad_id=0)
+    if recipe.train.packing:
+        del batch.inputs["attention_mask"]
     if get_task(recipe.task).suite == "glue":
         del batch.inputs["logits_to_keep"]
-        batch.targets = torch.zeros(recipe.train.micro_batch_size, dtype=torch.int64)
     return batch
 
 
@@ -238,6 +244,8 @@ def _kind(name: str) -> str:
     for kind in ("idx", "base", "delta"):
         if f".neuroada_{kind}." in name:
             return kind
+    if ".modules_to_save." in name:
+        return "classifier"
     return "delta" if ".lora_" in name else "weights"
 
 

@@ -80,7 +80,7 @@ def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | No
         "gradients": gradients,
         "activations": step.timeline.live(ACTIVATIONS),
         "temporary": step.timeline.live(TEMPORARY),
-        "buckets": np.full_like(gradients, _bucket_bytes(strategy, zero)),
+        "buckets": _buckets(step, strategy, zero),
         "gathered": _gathered(step, strategy, zero),
     }
     peak = int(sum(moving.values()).argmax())  # type: ignore[union-attr]
@@ -104,11 +104,16 @@ def zero_options(strategy: str) -> dict[str, Any]:
     return json.loads(path.read_text())["zero_optimization"] if path.is_file() else {}
 
 
-def _bucket_bytes(strategy: str, zero: dict[str, Any]) -> int:
-    if not strategy.startswith("zero") or strategy == "zero0":
-        return 0
-    buffers = 1 if strategy.startswith("zero3") or not zero.get("overlap_comm") else 2
-    return buffers * int(zero.get("reduce_bucket_size", 5e8)) * FP32
+def _buckets(step: Step, strategy: str, zero: dict[str, Any]) -> np.ndarray:
+    """Bytes of DeepSpeed's gradient buckets after each event: ZeRO-3's one stays, the others' come with backward."""
+    nbytes = int(zero.get("reduce_bucket_size", 5e8)) * FP32
+    here = np.ones_like(step.timeline.delta)
+    if strategy in ("zero1", "zero2"):
+        first = next(number for number, (name, _) in enumerate(step.timeline.names) if name == "backward")
+        here = (step.timeline.segment >= first) * (2 if zero.get("overlap_comm") else 1)
+    elif not strategy.startswith("zero3"):
+        nbytes = 0
+    return here * nbytes
 
 
 def _bytes_by_layer(params: list[Parameter]) -> dict[int | None, int]:
