@@ -186,7 +186,8 @@ def describe(recipe: Recipe, engine: Engine, model: nn.Module, data: object, ste
     selected = f", k = {recipe.adapter.k} by {recipe.adapter.selection}" if recipe.adapter.method == "neuroada" else ""
     free = shutil.disk_usage(recipe.output_dir).free
     print(
-        f"world       {engine.world_size} rank(s), {engine.device.type}, on {len(nodes)} node(s): {', '.join(nodes[:8])}\n"
+        f"world       {engine.world_size} rank(s), {engine.device.type}, on {len(nodes)} node(s): "
+        f"{', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''}\n"
         f"strategy    {strategy}\n"
         f"model       {recipe.model}, {recipe.train.dtype}, {recipe.adapter.method}{selected}\n"
         f"attention   {describe_attention(recipe, engine.device)}\n"
