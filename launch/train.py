@@ -7,6 +7,7 @@ python launch/train.py --recipe llama13b_math --dry-run ranks=8
 """
 
 import argparse
+import gc
 import os
 
 from neuroada.command import run
@@ -27,18 +28,29 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="walk the whole path without weights; ranks=N among the overrides"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.dry_run:
         walk(args.recipe, args.overrides)
         return
     stop = StopRequest()
     recipe = load_recipe(args.recipe, args.overrides)
 
-    from neuroada.training.run import train  # torch and its friends, once the recipe stands
+    # torch and its friends, once the recipe stands
+    from neuroada.evaluation.trained import check_tasks, evaluate_trained
+    from neuroada.reporting import write_report
+    from neuroada.training.run import train
 
-    adapter = train(recipe, stop)
+    generated = recipe.evaluate.tasks
+    if generated:
+        check_tasks(generated, recipe.data_dir)
+    trained = train(recipe, stop)
+    if generated:
+        gc.collect()  # the engine and its weights
+        evaluate_trained(trained, recipe.model, recipe.task, generated, recipe.data_dir, recipe.evaluate.limit)
     if os.environ.get("RANK", "0") == "0":
-        print(f"adapter: {adapter}")
+        if generated:
+            write_report(trained.parent)
+        print(f"trained: {trained}")
 
 
 def walk(name: str, overrides: list[str]) -> None:

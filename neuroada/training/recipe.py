@@ -15,7 +15,7 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-FREE = {"train": {"micro_batch_size", "packing", "activation_checkpointing", "log_every"}}
+FREE = {"train": {"micro_batch_size", "packing", "activation_checkpointing", "log_every", "step_timeout_minutes"}}
 """What may change between two lives of a run: how a step is computed, not what it learns."""
 
 

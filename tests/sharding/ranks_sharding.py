@@ -1,0 +1,130 @@
+"""What each rank really stores, what travels, and what a step gives, under several engines; written as JSON by rank.
+
+    torchrun --nproc-per-node 3 tests/sharding/ranks_sharding.py argument.json
+
+argument.json: {"out": folder, "cases": {name: [overrides of tiny_arithmetic]}}
+"""
+
+import gc
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from neuroada import sharding
+from neuroada.adapter import NeuroAdaLinear
+from neuroada.adapter.fingerprint import fingerprint
+from neuroada.command import run
+from neuroada.training.batches import MicroBatch
+from neuroada.training.engines import Engine, make_engine
+from neuroada.training.loss import answer_loss
+from neuroada.training.recipe import load_recipe
+
+SEQUENCES, LENGTH = 12, 32
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes of whole tensors gathered and reduced while the block runs, by collective and kind of element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            largest = max((tensor.numel() * tensor.element_size(), str(tensor.dtype)) for tensor in tensors)
+            name = "gather" if "gather" in func.__name__ else "reduce"
+            self.bytes[f"{name} {largest[1].removeprefix('torch.')}"] += largest[0]
+        return func(*args, **(kwargs or {}))
+
+
+def micro_batches(engine: Engine) -> list[MicroBatch]:
+    """This rank's share of a fixed global batch, a sequence each."""
+    ids = torch.randint(2, 250, (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(3))
+    keep = torch.arange(LENGTH - 1)
+    return [
+        MicroBatch({"input_ids": row[None], "logits_to_keep": keep}, row[None, 1:].contiguous(), LENGTH)
+        for row in ids[engine.rank :: engine.world_size]
+    ]
+
+
+def step(engine: Engine) -> float:
+    loss = torch.zeros(())
+    for micro in micro_batches(engine):
+        part = answer_loss(engine.model, micro, SEQUENCES * (LENGTH - 1))
+        engine.backward(part)
+        loss += part.detach()
+    engine.step(lr=1e-2)
+    return engine.reduce(loss).item()
+
+
+def stored_bytes(model: torch.nn.Module) -> dict[str, int]:
+    """Of what this rank keeps between steps, by kind."""
+    found: Counter[str] = Counter()
+    for name, param in model.named_parameters():
+        kind = next((kind for kind in ("idx", "base", "delta") if f"neuroada_{kind}" in name), "weights")
+        kept = sharding.stored(param)
+        found[kind] += kept.numel() * kept.element_size()
+    return dict(found)
+
+
+def optimizer_bytes(engine: Any) -> dict[str, int]:
+    """AdamW's moments, and the fp32 master copy that DeepSpeed trains in place of the parameters."""
+    optimizer = getattr(engine, "optimizer", None) or engine.engine.optimizer.optimizer
+    found = Counter(moments=0, master=0)
+    for param, state in optimizer.state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            local = state[key].to_local() if hasattr(state[key], "to_local") else state[key]
+            found["moments"] += local.numel() * local.element_size()
+        if hasattr(engine, "engine"):
+            found["master"] += param.numel() * param.element_size()
+    return dict(found)
+
+
+def evaluate_between(engine: Engine, model: torch.nn.Module) -> None:
+    """What must change nothing: forwards without a backward, in eval mode, and a parameter gathered twice."""
+    model.eval()
+    with torch.no_grad():
+        for micro in micro_batches(engine)[:2]:
+            answer_loss(engine.model, micro, 1)
+    model.train()
+    param = next(param for param in model.parameters() if param.requires_grad)
+    with sharding.whole(param) as value:
+        first = value.clone()
+    with sharding.whole(param) as value:
+        assert first.equal(value)
+
+
+def main(argv: list[str]) -> None:
+    argument = json.loads(Path(argv[0]).read_text())
+    for case, overrides in argument["cases"].items():
+        recipe = load_recipe("tiny_arithmetic", [*overrides, "train.global_batch_size=12", "train.micro_batch_size=1"])
+        engine = make_engine(recipe)
+        model = engine.load(torch.float32 if recipe.train.dtype == "fp32" else torch.bfloat16)
+        if recipe.train.activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
+        found: dict[str, Any] = {"fingerprint": fingerprint(layers, "default"), "before": stored_bytes(model)}
+        engine.start(model, recipe.micro_batches(engine.world_size))
+        found["losses"] = [step(engine) for _ in range(2)]
+        evaluate_between(engine, model)
+        with Traffic() as traffic:
+            found["losses"].append(step(engine))
+        found["losses"] += [step(engine) for _ in range(argument.get("steps", 5) - 3)]
+        found |= {"stored": stored_bytes(model), "traffic": dict(traffic.bytes), **optimizer_bytes(engine)}
+        folder = Path(argument["out"]) / case / f"{engine.world_size}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{engine.rank}.json").write_text(json.dumps(found))
+        del engine, model, layers
+        gc.collect()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,128 @@
+"""Each rank holds only its slice, whatever the engine; the selection and the curve are those of one process."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from distributed_runs import ENGINES, run_ranks
+
+from neuroada.sources.tiny import make_tiny
+
+K = 4
+ROWS = 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)  # neurons of the tiny model's seven projections, both layers
+CASES = {
+    **ENGINES,
+    "zero3 defaults": ["engine.name=deepspeed", "engine.ds_config={tmp}/zero3_defaults.json"],
+    "zero3 nothing kept": ["engine.name=deepspeed", "engine.ds_config={tmp}/zero3_nothing_kept.json"],
+    "zero3 offload": ["engine.name=deepspeed", "engine.ds_config=zero3_offload"],
+    "zero3 checkpointed": [*ENGINES["zero3"], "train.activation_checkpointing=true"],
+    "fsdp2 checkpointed": [*ENGINES["fsdp2"], "train.activation_checkpointing=true"],
+    "single attention": [*ENGINES["single"], "adapter.target_modules=[q_proj, v_proj]"],
+    "zero3 attention": [*ENGINES["zero3"], "adapter.target_modules=[q_proj, v_proj]"],
+    "fsdp2 attention": [*ENGINES["fsdp2"], "adapter.target_modules=[q_proj, v_proj]"],
+    "single bf16": [*ENGINES["single"], "train.dtype=bf16"],
+    "zero2 bf16": [*ENGINES["zero2"], "train.dtype=bf16"],
+    "zero3 bf16": [*ENGINES["zero3"], "train.dtype=bf16"],
+    "fsdp2 bf16": [*ENGINES["fsdp2"], "train.dtype=bf16"],
+}
+ZERO3 = {"stage": 3, "reduce_bucket_size": 10_000_000}
+NOTHING_KEPT = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0,
+                "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, list[dict]]]:
+    """case -> world size -> what each rank said."""
+    tmp = tmp_path_factory.mktemp("sharding")
+    tiny = make_tiny(tmp / "tiny")
+    (tmp / "zero3_defaults.json").write_text(json.dumps({"zero_optimization": ZERO3}))
+    (tmp / "zero3_nothing_kept.json").write_text(json.dumps({"zero_optimization": ZERO3 | NOTHING_KEPT}))
+    for ranks in (1, 2, 3, 4):
+        cases = {
+            case: [field.format(tmp=tmp) for field in fields] + [f"model={tiny}", f"output_dir={tmp / 'run'}"]
+            for case, fields in CASES.items()
+            if ("single" in case) == (ranks == 1) or (ranks == 1 and case in ("zero3", "fsdp2"))
+        }
+        run_ranks(ranks, "sharding/ranks_sharding.py", {"out": str(tmp / "out"), "cases": cases}, tmp)
+    said: dict[str, dict[int, list[dict]]] = {}
+    for path in sorted((tmp / "out").glob("*/*/*.json"), key=lambda path: int(path.stem)):
+        said.setdefault(path.parts[-3], {}).setdefault(int(path.parts[-2]), []).append(json.loads(path.read_text()))
+    return said
+
+
+def compare_curves(found: dict, cases: list[str], expected: str, relative: float) -> None:
+    curve = found[expected][1][0]["losses"]
+    assert curve[-1] < curve[0]
+    for case in cases:
+        for ranks, said in found[case].items():
+            for one in said:
+                assert one["losses"] == pytest.approx(curve, rel=relative), (case, ranks)
+
+
+def test_fp32_curves_are_those_of_one_process(found) -> None:
+    """With prefetching and persistence at their defaults and off, offloaded, and with activation checkpointing."""
+    every = [case for case in CASES if "bf16" not in case and "attention" not in case]
+    compare_curves(found, every, "single", 1e-5)
+    compare_curves(found, ["zero3 attention", "fsdp2 attention"], "single attention", 1e-5)
+
+
+def test_bf16_curves_are_close(found) -> None:
+    """Only the order of sums differs between engines: deltas, gradients and moments are fp32 in all of them. A sum of
+    bf16 products that falls on the other side of a rounding moves a value by 2^-8 of itself, and the loss, a mean over
+    372 tokens, by far less."""
+    compare_curves(found, ["zero2 bf16", "zero3 bf16", "fsdp2 bf16"], "single bf16", 2e-3)
+
+
+def test_selection_under_sharding_gives_the_same_bits(found) -> None:
+    """2 and 4 ranks select on their own rows; for 3 no weight divides, and it is gathered."""
+    for case, worlds in found.items():
+        expected = "single attention" if "attention" in case else "single bf16" if "bf16" in case else "single"
+        for said in worlds.values():
+            for one in said:
+                assert one["fingerprint"] == found[expected][1][0]["fingerprint"], case
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_every_rank_stores_its_slice_alone(found, engine: str, ranks: int) -> None:
+    whole = found["single"][1][0]["stored"]
+    assert whole["idx"] == ROWS * K * 2
+    assert whole["base"] == ROWS * K * 4
+    assert whole["delta"] == ROWS * K * 4
+    said = found[engine][ranks]
+    assert len(said) == ranks
+    for one in said:
+        if engine == "zero3":
+            assert one["before"] == one["stored"]  # sliced as soon as it is built, not first when training starts
+        for kind in ("idx", "base", "delta", "weights"):
+            # Padding: at most a row of each parameter under FSDP2, an element under ZeRO-3.
+            assert one["stored"][kind] <= math.ceil(whole[kind] / ranks * 1.06) + 64, (kind, one["stored"], whole)
+        assert one["moments"] <= 2 * math.ceil(whole["delta"] / ranks * 1.06) + 64
+        if engine == "zero3":
+            assert one["master"] <= math.ceil(whole["delta"] / ranks * 1.06) + 64
+    for kind in ("idx", "base", "delta"):
+        assert sum(one["stored"][kind] for one in said) >= whole[kind]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("engine", ["zero1", "zero2"])
+def test_zero1_and_2_slice_master_and_moments(found, engine: str, ranks: int) -> None:
+    delta = ROWS * K * 4
+    for one in found[engine][ranks]:
+        assert one["stored"]["delta"] == delta
+        assert one["master"] <= delta / ranks + 64
+        assert one["moments"] <= 2 * delta / ranks + 128
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_traffic_follows_the_formula(found, ranks: int) -> None:
+    """ZeRO-3 that keeps nothing gathers each layer's weight, idx, base and delta once a forward and once a backward of
+    each micro batch, and reduces the deltas' gradients: uint8 is idx alone."""
+    micro = 12 // ranks
+    for one in found["zero3 nothing kept"][ranks]:
+        traffic = one["traffic"]
+        assert traffic["gather uint8"] == 2 * micro * ROWS * K * 2
+        reduced = sum(size for name, size in traffic.items() if name.startswith("reduce"))
+        assert reduced >= micro * ROWS * K * 4
+        assert reduced <= 1.1 * micro * ROWS * K * 4
