@@ -1,0 +1,126 @@
+"""Checkpoints that are damaged, cut or of another run; and a loss that is not finite."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from neuroada.errors import UserError
+from neuroada.training.checkpoint import find_checkpoint
+from neuroada.training.recipe import load_recipe
+from neuroada.training.run import train
+
+
+@pytest.fixture(scope="module")
+def fields(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    data = tmp_path_factory.mktemp("data")
+    return [f"model={tiny}", f"data_dir={data}", "engine.name=single", "train.max_steps=4", "checkpoint.every_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def finished(fields: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}"]))
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, with checkpoints at steps 2 and 4."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def alter(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "progress.json", "manifest.json"])
+@pytest.mark.parametrize("damage", [cut, alter, Path.unlink])
+def test_damage_is_found_and_the_newest_whole_one_is_taken(folder: Path, file: str, damage) -> None:
+    newest = folder / "checkpoints" / "step-000004"
+    assert find_checkpoint(folder) == newest
+    if (damage, file) == (alter, "manifest.json"):
+        (newest / file).write_text("{")
+    else:
+        damage(newest / file)
+    with pytest.warns(UserWarning, match=rf"step-000004 is passed over: .*{file.split('.')[0]}"):
+        assert find_checkpoint(folder) == folder / "checkpoints" / "step-000002"
+
+
+def test_an_interrupted_save_is_not_seen(folder: Path) -> None:
+    root = folder / "checkpoints"
+    shutil.copytree(root / "step-000004", root / ".step-000006.partial")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert find_checkpoint(folder) == root / "step-000004"
+
+
+def test_a_finished_run_has_nothing_left_to_do(folder: Path, fields: list[str]) -> None:
+    before = (folder / "metrics.jsonl").read_text()
+    adapter = load_file(folder / "adapter" / "adapter_model.safetensors")
+    train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}"]))
+    assert (folder / "metrics.jsonl").read_text() == before
+    again = load_file(folder / "adapter" / "adapter_model.safetensors")
+    assert all(again[name].equal(tensor) for name, tensor in adapter.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("adapter.k=5", "adapter.k is 4 there and 5 in this run"),
+        ("optimizer.lr=0.5", "optimizer.lr is 0.01 there and 0.5 in this run"),
+        ("train.seed=7", "train.seed is 42 there and 7 in this run"),
+        ("adapter.selection=random", "adapter.selection is 'magnitude' there and 'random' in this run"),
+    ],
+)
+def test_another_run_s_checkpoint_is_refused_by_the_field(folder: Path, fields, change: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}", change]))
+
+
+def test_another_base_model_is_refused(folder: Path, fields: list[str], tiny: Path, tmp_path: Path) -> None:
+    """The same path with other weights in it."""
+    other = Path(shutil.copytree(tiny, tmp_path / "tiny"))
+    weights = load_file(other / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] *= 1.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = folder / "checkpoints" / "step-000004"
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    assert progress["model"] == str(tiny)
+    with pytest.raises(UserError, match="model is .* there"):
+        train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}", f"model={other}"]))
+    shutil.rmtree(checkpoint)
+    moved = Path(shutil.move(tiny, tmp_path / "away"))
+    try:
+        shutil.copytree(other, tiny)
+        with pytest.raises(UserError, match="base is '[0-9a-f]{16}' there and '[0-9a-f]{16}' in this run"):
+            train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}"]))
+    finally:
+        shutil.rmtree(tiny)
+        shutil.move(moved, tiny)
+
+
+def test_resume_never_starts_anew(folder: Path, fields: list[str]) -> None:
+    (folder / "metrics.jsonl").unlink()
+    train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}", "checkpoint.resume=never"]))
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(fields: list[str], tmp_path: Path) -> None:
+    overrides = [*fields, f"output_dir={tmp_path / 'run'}", "optimizer.lr=1e30", "train.max_steps=6"]
+    with pytest.raises(UserError, match=r"step \d: loss is (nan|inf).*Lower optimizer.lr"):
+        train(load_recipe("tiny_arithmetic", overrides))
+    checkpoints = list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    for checkpoint in checkpoints:
+        for tensor in load_file(checkpoint / "state.safetensors").values():
+            assert tensor.isfinite().all()
