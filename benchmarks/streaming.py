@@ -3,7 +3,8 @@
     python benchmarks/streaming.py --folder /big/disk                       # 13.5 GB; needs 30 GB free
     python benchmarks/streaming.py --folder /tmp --layers 2 --shard-gb 0.5  # 1.3 GB
 
-Every command runs in a fresh process over files that were dropped from the page cache. What it writes is deleted.
+Every command runs in a fresh process over files that were dropped from the page cache. What it writes is deleted. On a
+shared machine trust the CPU seconds and the memory before the wall clock.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,8 +27,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CHUNK = 1 << 24  # bytes
 
 
+@dataclass
+class Measured:
+    seconds: float  # wall clock
+    cpu: float  # CPU seconds, of all its processes
+    peak: float = 0.0  # GB of resident memory, of its largest process
+
+
 def generate(folder: Path, layers: int, shard_bytes: float) -> int:
-    """A Hugging Face folder of bf16 weights, N(0, 0.02): one random block, repeated with its sign and shift changed."""
+    """A Hugging Face folder of bf16 weights, N(0, 0.02): one random block, shifted from repeat to repeat."""
     config = LlamaConfig(num_hidden_layers=layers, dtype="bfloat16")  # the defaults are LLaMA-7B's sizes
     with torch.device("meta"):
         shapes = {name: value.shape for name, value in LlamaForCausalLM(config).state_dict().items()}
@@ -81,26 +90,24 @@ def drop_from_cache(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def read(folder: Path, target: Path | None = None) -> float:
-    """Seconds to read the weights, and to write them to `target` and to the disk itself."""
+def read(folder: Path, target: Path | None = None) -> Measured:
+    """Read the weights; write them to `target` and through to the disk, if there is one."""
     drop_from_cache(folder)
-    buffer, started = bytearray(CHUNK), time.monotonic()
+    buffer, started, cpu = bytearray(CHUNK), time.monotonic(), time.process_time()
     for path in sorted(folder.glob("*.safetensors")):
-        with (
-            path.open("rb", buffering=0) as file,
-            (target / path.name if target else Path("/dev/null")).open("wb") as out,
-        ):
+        copy = target / path.name if target else Path(os.devnull)
+        with path.open("rb", buffering=0) as file, copy.open("wb") as out:
             while count := file.readinto(buffer):
                 if target:
                     out.write(memoryview(buffer)[:count])
             if target:
                 out.flush()
                 os.fsync(out.fileno())
-    return time.monotonic() - started
+    return Measured(time.monotonic() - started, time.process_time() - cpu)
 
 
-def run(folder: Path, *argv: str) -> tuple[float, float, float]:
-    """(seconds of the command's own work, seconds of its whole process, peak RSS of its largest process in GB)."""
+def run(folder: Path, *argv: str) -> Measured:
+    """A command in a fresh process. Its seconds are those it reports: without starting Python and importing torch."""
     drop_from_cache(folder)
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, *argv], stdout=subprocess.PIPE, cwd=ROOT)
@@ -109,8 +116,8 @@ def run(folder: Path, *argv: str) -> tuple[float, float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(argv)} failed")
-    work = json.loads(output)["seconds"] if output else 0.0
-    return work, time.monotonic() - started, usage.ru_maxrss * 1024 / 1e9
+    seconds = json.loads(output)["seconds"] if output else time.monotonic() - started
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9)
 
 
 def main() -> None:
@@ -122,41 +129,40 @@ def main() -> None:
     args = parser.parse_args()
     room = Path(tempfile.mkdtemp(prefix="streaming-", dir=args.folder))
     try:
-        base, k = room / "base", str(args.k)
-        started = time.monotonic()
-        size = generate(base, args.layers, args.shard_gb * 1e9)
-        print(f"{size / 1e9:.2f} GB of weights in {time.monotonic() - started:.0f} s; k = {k}\n", flush=True)
-        print(
-            "| | s | GB/s | ratio | whole process s | peak RSS GB |\n| --- | --- | --- | --- | --- | --- |", flush=True
-        )
-
-        def row(name: str, seconds: float, plain: float, process: tuple[float, float] | None = None) -> None:
-            whole, peak = (f"{process[0]:.1f}", f"{process[1]:.2f}") if process else ("", "")
-            numbers = f"{seconds:.1f} | {size / 1e9 / seconds:.2f} | {seconds / plain:.2f}" if seconds else " | | "
-            print(f"| {name} | {numbers} | {whole} | {peak} |", flush=True)
-
-        row("importing alone", 0, 1, run(base, "-c", "import neuroada.adapter.streaming.merge")[1:])
-        for workers in sorted({1, os.cpu_count() or 1}):
-            reading = read(base)
-            row("reading", reading, reading)
-            selection = room / f"selection{workers}.safetensors"
-            argv = ("--model", str(base), "--k", k, "--out", str(selection), "--workers", str(workers), "--json")
-            work, *process = run(base, "launch/select.py", *argv)
-            row(f"select, {workers} worker{'s'[: workers > 1]}", work, reading, (process[0], process[1]))
-        (room / "copy").mkdir()
-        copying = read(base, room / "copy")
-        shutil.rmtree(room / "copy")
-        row("copying", copying, copying)
-        make_adapter(room / "adapter", selection, args.k)
-        merging = ("--adapter", str(room / "adapter"), "--base-model", str(base), "--out", str(room / "merged"))
-        work, *process = run(base, "launch/merge.py", *merging, "--json")
-        row("merge", work, copying, (process[0], process[1]))
-        shutil.rmtree(base)
-        undo = ("--unmerge", "--model", str(room / "merged"), "--out", str(room / "base"), "--json")
-        work, *process = run(room / "merged", "launch/merge.py", *undo)
-        row("unmerge", work, copying, (process[0], process[1]))
+        compare(room, generate(room / "base", args.layers, args.shard_gb * 1e9) / 1e9, args.k)
     finally:
         shutil.rmtree(room)
+
+
+def compare(room: Path, size: float, k: int) -> None:
+    """Print the table for the checkpoint `room`/base of `size` GB."""
+    base, merged, selection = room / "base", room / "merged", room / "selection.safetensors"
+    print(f"{size:.2f} GB of weights, k = {k}, {os.cpu_count()} cores\n")
+    print("| | s | GB/s | against | CPU s | peak RSS GB |\n| --- | --- | --- | --- | --- | --- |")
+
+    def row(name: str, done: Measured, plain: Measured | None = None) -> None:
+        against = f"{done.seconds / plain.seconds:.2f}" if plain else ""
+        peak = f"{done.peak:.2f}" if done.peak else ""
+        speed = f"{done.seconds:.1f} | {size / done.seconds:.2f} | {against}"
+        print(f"| {name} | {speed} | {done.cpu:.1f} | {peak} |", flush=True)
+
+    row("only importing", run(base, "-c", "import neuroada.adapter.streaming.merge"))
+    for workers in sorted({1, os.cpu_count() or 1}):
+        selection.unlink(missing_ok=True)
+        reading = read(base)
+        row("reading", reading)
+        argv = ("--model", str(base), "--k", str(k), "--out", str(selection), "--workers", str(workers), "--json")
+        row(f"select.py --workers {workers}", run(base, "launch/select.py", *argv), reading)
+    (room / "copy").mkdir()
+    copying = read(base, room / "copy")
+    row("copying", copying)
+    shutil.rmtree(room / "copy")
+    make_adapter(room / "adapter", selection, k)
+    argv = ("--adapter", str(room / "adapter"), "--base-model", str(base), "--out", str(merged), "--json")
+    row("merge.py", run(base, "launch/merge.py", *argv), copying)
+    shutil.rmtree(base)
+    argv = ("--unmerge", "--model", str(merged), "--out", str(base), "--json")
+    row("merge.py --unmerge", run(merged, "launch/merge.py", *argv), copying)
 
 
 if __name__ == "__main__":
