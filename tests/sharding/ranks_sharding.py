@@ -7,7 +7,6 @@ argument.json: {"out": folder, "cases": {name: [overrides of tiny_arithmetic]}}
 
 import gc
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
