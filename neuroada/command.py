@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ def run(main: Callable[[list[str]], None]) -> None:
         _print_mistake(f"{error}: free some space and run the same command again")
         sys.exit(2)
     except Preempted as stop:
+        for number in (signal.SIGUSR1, signal.SIGTERM):  # late copies of the request must not change the status
+            signal.signal(number, signal.SIG_IGN)
         if os.environ.get("RANK", "0") == "0":
             print(f"preempted: {stop}", file=sys.stderr, flush=True)
         sys.exit(75)
