@@ -161,7 +161,7 @@ def _save_weights(model: nn.Module, folder: Path, dtype: torch.dtype, first: boo
             if first:
                 state[name] = value.detach().to("cpu", dtype, copy=True)
     if first:
-        model.config.dtype = dtype  # type: ignore[union-attr]
+        model.config.dtype = dtype
         with _renamed(folder) as partial:
             model.save_pretrained(partial, state_dict=state)  # type: ignore[operator]
 

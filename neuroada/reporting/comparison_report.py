@@ -1,0 +1,93 @@
+"""report.html of a comparison: the table, the curves of the chosen runs, the rates that were tried."""
+
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from neuroada.reporting.charts import line_chart
+from neuroada.reporting.comparison import cells, folder_of, notes
+from neuroada.reporting.page import html_table, page
+from neuroada.reporting.page import notes as paragraphs
+
+
+def comparison_page(out: Path, summary: dict[str, Any]) -> str:
+    """The page of a comparison whose runs lie in `out`/runs."""
+    header, lines = cells(summary)
+    machine = [f"Device: {summary['device']}."] if summary["device"] else []
+    sections = [
+        ("Result", interval_chart(summary) + html_table(header, lines) + paragraphs([*notes(summary), *machine])),
+        ("Learning rates tried", rates(summary)),
+        ("Training loss at the chosen rate, first seed", curves(out, summary)),
+        ("Run it again", f"<pre>{escape(summary['command'])}</pre>"),
+    ]
+    return page(f"Methods compared on {summary['task']}", summary["model"], [part for part in sections if part[1]])
+
+
+def interval_chart(summary: dict[str, Any]) -> str:
+    """Held-out loss of each method: mean, and one standard deviation either way; lower is better."""
+    rows = [row for row in summary["rows"] if row["report"]]
+    if not rows:
+        return ""
+    base = summary["base"]["report"]
+    ends = [row["report"]["mean"] + row["report"]["deviation"] for row in rows]
+    top = 1.05 * max([*ends, *([base] if base else [])])
+
+    def at(value: float) -> str:
+        return f"{100 * max(0.0, value) / top:.1f}%"
+
+    lines = []
+    for row in rows:
+        mean, deviation = row["report"]["mean"], row["report"]["deviation"]
+        marks = '<line class="tick" x1="0" x2="100%" y1="14" y2="14"/>'
+        if base:
+            marks += f'<circle class="base" cx="{at(base)}" cy="14" r="5"/>'
+        marks += f'<line class="interval" x1="{at(mean - deviation)}" x2="{at(mean + deviation)}" y1="14" y2="14"/>'
+        marks += f'<circle class="ours" cx="{at(mean)}" cy="14" r="6"/>'
+        lines.append(
+            f'<div class="task">{escape(row["method"])}</div><svg class="track" height="28" role="img" '
+            f'aria-label="{escape(row["method"])}: {mean:.4f}">{marks}</svg><div class="value">{mean:.4f}</div>'
+        )
+    key = '<span><i class="dot ours"></i>held-out loss, ± one deviation over seeds; lower is better</span>'
+    key += '<span><i class="dot base"></i>base model, untrained</span>' if base else ""
+    axis = f'<div></div><div class="axis"><span>0</span><span>{top:.2f}</span></div><div></div>'
+    return f'<div class="legend">{key}</div><div class="accuracy">{"".join(lines)}{axis}</div>'
+
+
+def rates(summary: dict[str, Any]) -> str:
+    """What each try was judged by: the loss on the choosing part (of a classifier, its score there, negative)."""
+    most = max(len(row["tries"]) for row in summary["rows"])
+    lines = []
+    for row in summary["rows"]:
+        told = [
+            f"{rate}: " + ("diverged" if loss is None else f"{loss:.4f}") + (" ✓" if float(rate) == row["lr"] else "")
+            for rate, loss in row["tries"].items()
+        ]
+        lines.append([row["method"], *told])
+    said = "Loss on the part that chooses (of a classifier: its score there, negative), first seed; ✓ the one chosen."
+    return html_table(["method", *["rate: loss"] * most], lines) + paragraphs([said])
+
+
+def curves(out: Path, summary: dict[str, Any]) -> str:
+    """One curve a method, on axes that begin and end alike."""
+    found = []
+    for row in summary["rows"]:
+        if not row["seeds"]:
+            continue
+        file = out / "runs" / folder_of(row["method"]) / f"lr-{row['lr']:g}-seed-{row['seeds'][0]}" / "metrics.jsonl"
+        if file.is_file():
+            found.append((row["method"], [json.loads(line) for line in file.read_text().splitlines() if line]))
+    losses = [line["loss"] for _, lines in found for line in lines]
+    charts = [
+        line_chart(
+            method,
+            "nats per answer token",
+            [line["step"] for line in lines],
+            [line["loss"] for line in lines],
+            lambda v: f"{v:.3g}",
+            span=(min(losses), max(losses)),
+            noisy=True,
+        )
+        for method, lines in found
+    ]
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
