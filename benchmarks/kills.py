@@ -27,7 +27,7 @@ from neuroada.training.checkpoint import find_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RANKS = 2
-LAUNCHER_SECONDS = 20.0  # then a launcher ends the other ranks (srun --wait; 60 s in launch/slurm)
+LAUNCHER_SECONDS = 60.0  # then a launcher ends the other ranks, as srun --wait does in launch/slurm
 PHASES = ("start", "training", "saving")
 
 

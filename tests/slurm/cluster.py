@@ -136,7 +136,7 @@ SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=1
 # The nodes' CPUs are what this file says, whatever the machine has.
 SlurmdParameters=config_overrides
 # A node whose slurmd is silent for so long is down, and its jobs are requeued (300 s by default).
-SlurmdTimeout=15
+SlurmdTimeout=10
 KillWait=20
 ReturnToService=2
 MinJobAge=3600

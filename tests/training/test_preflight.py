@@ -116,7 +116,7 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_newest_checkpoint(tiny: Pa
         time.sleep(0.02)
     # From now on no file grows past 30 KB: as a full disk to a checkpoint of 49 KB.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
-    _, told = process.communicate(timeout=120)
+    _, told = process.communicate(timeout=600)
     assert process.returncode == 2 and "Traceback" not in told
     (line,) = [line for line in told.splitlines() if line.startswith("error:")]
     newest = find_checkpoint(tmp_path / "run")
