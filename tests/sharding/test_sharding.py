@@ -78,6 +78,17 @@ def test_bf16_curves_are_close(found) -> None:
     compare_curves(found, ["zero2 bf16", "zero3 bf16", "fsdp2 bf16"], "single bf16", 2e-3)
 
 
+@pytest.mark.parametrize("case", ["zero2 bf16", "zero3 bf16", "fsdp2 bf16"])
+def test_bf16_keeps_weights_and_base_in_bf16_and_deltas_in_fp32(found, case: str) -> None:
+    whole = found[case.replace(" bf16", "")]
+    for ranks, said in found[case].items():
+        for one, fp32 in zip(said, whole[ranks], strict=True):
+            for kind in ("weights", "base"):
+                assert 2 * one["stored"][kind] == fp32["stored"][kind]
+            for kind in ("idx", "delta"):
+                assert one["stored"][kind] == fp32["stored"][kind]
+
+
 def test_selection_under_sharding_gives_the_same_bits(found) -> None:
     """2 and 4 ranks select on their own rows; for 3 no weight divides, and it is gathered."""
     for case, worlds in found.items():

@@ -100,8 +100,8 @@ class DeepSpeedEngine:
     def load(self, dtype: torch.dtype) -> nn.Module:
         from transformers.integrations import HfDeepSpeedConfig
 
-        # While it lives, from_pretrained partitions the weights as it loads them (ZeRO-3).
-        alive = HfDeepSpeedConfig(self.config)
+        # While it lives, from_pretrained partitions the weights as it loads them (ZeRO-3), in the dtype it names.
+        alive = HfDeepSpeedConfig({**self.config, "bf16": {"enabled": dtype == torch.bfloat16}})
         base = load_base(self.recipe, dtype, choose_attention(self.recipe, self.device))
         del alive
         return attach(base, self.recipe.adapter, self.recipe.train.seed)
