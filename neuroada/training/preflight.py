@@ -23,7 +23,7 @@ import neuroada
 from neuroada import sharding
 from neuroada.errors import UserError, node_name
 from neuroada.training.attention import describe_attention
-from neuroada.training.engines import STATE, Engine, trained
+from neuroada.training.engines import STATE, Engine, base_numel, trained
 from neuroada.training.recipe import Recipe
 
 LIBRARIES = ("torch", "transformers", "peft", "deepspeed", "safetensors")
@@ -180,7 +180,7 @@ def describe(recipe: Recipe, engine: Engine, model: nn.Module, data: object, ste
         return
     nodes = list(dict.fromkeys(node for node, _ in found))
     trainable = sum(math.prod(sharding.shape(param)) for _, param in trained(model))
-    total = sum(math.prod(sharding.shape(param)) for param in model.parameters())
+    total = base_numel(model)
     name = type(engine).__name__.removesuffix("Engine").lower()
     strategy = f"{name} {recipe.engine.ds_config}" if name == "deepspeed" else name
     selected = f", k = {recipe.adapter.k} by {recipe.adapter.selection}" if recipe.adapter.method == "neuroada" else ""

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from neuroada import sharding
 from neuroada.adapter import NeuroAdaLinear
 from neuroada.adapter.fingerprint import fingerprint as adapter_fingerprint
 from neuroada.errors import Preempted, UserError
@@ -22,7 +21,7 @@ from neuroada.training.checkpoint import find_checkpoint, restore_checkpoint, sa
 from neuroada.training.classification import Texts, Validation, encode_texts, frozen_base, text_loss
 from neuroada.training.classifier import start_classifier
 from neuroada.training.connections import CALIBRATION, choose_connections
-from neuroada.training.engines import Engine, make_engine
+from neuroada.training.engines import Engine, base_numel, make_engine
 from neuroada.training.held_out import hold_out
 from neuroada.training.loss import answer_loss
 from neuroada.training.methods import check_method, load_model, save_trained, strategy, trainable, trained_folder
@@ -106,7 +105,7 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
         write_facts(
             folder,
             trainable=trainable(model),
-            parameters=sum(math.prod(sharding.shape(param)) for param in model.parameters()),
+            parameters=base_numel(model),
             steps=steps,
             strategy=strategy(engine),
             world_size=engine.world_size,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from neuroada import sharding
 from neuroada.errors import UserError
 from neuroada.training.recipe import Recipe
 
@@ -80,6 +81,12 @@ def find_device() -> torch.device:
 def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters that train, by name."""
     return [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+
+
+def base_numel(model: nn.Module) -> int:
+    """Parameters of the base model, as its card counts them: NeuroAda's indices, base values and deltas left out."""
+    counted = (param for name, param in model.named_parameters() if ".neuroada_" not in name)
+    return sum(sharding.shape(param).numel() for param in counted)
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
