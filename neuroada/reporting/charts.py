@@ -46,7 +46,7 @@ def line_chart(
     if smooth:
         curves += f'<path class="curve" d="{path(smooth)}"/>'
     data = {"x": x, "y": [form(value) for value in y], "at": [(value - left) / (right - left) for value in x]}
-    noted = " <small>thick: moving mean</small>" if smooth else ""
+    noted = " <small>· thick: moving mean</small>" if smooth else ""
     return f"""<figure class="chart" data-points="{escape(json.dumps(data, separators=(",", ":")))}">
 <figcaption><b>{escape(title)}</b> <small>{escape(unit)}</small>{noted}</figcaption>
 <output></output>
@@ -96,10 +96,10 @@ def accuracy_chart(rows: Sequence[dict[str, Any]]) -> str:
             marks += f'<line class="interval" x1="{100 * low:.1f}%" x2="{100 * high:.1f}%" y1="14" y2="14"/>'
         if row["base"] is not None:
             marks += f'<circle class="base" cx="{100 * row["base"]:.1f}%" cy="14" r="5"/>'
+        marks += f'<circle class="ours" cx="{100 * max(0, row["value"]):.1f}%" cy="14" r="6"/>'
         if row["published"] is not None:
             marks += f'<svg x="{100 * row["published"]:.1f}%" y="14" overflow="visible">'
-            marks += '<path class="published" d="M0-7L7 0L0 7L-7 0Z"/></svg>'
-        marks += f'<circle class="ours" cx="{100 * max(0, row["value"]):.1f}%" cy="14" r="6"/>'
+            marks += '<path class="published" d="M0-5L5 0L0 5L-5 0Z"/></svg>'
         told = f"{100 * row['value']:.1f}"
         lines.append(
             f'<div class="task">{escape(row["task"])}</div><svg class="track" height="28" role="img" '

@@ -90,9 +90,10 @@ class Record:
 
     @property
     def footnotes(self) -> list[str]:
-        """What must be known of the published rows of this model."""
-        name = PUBLISHED_NAMES.get(self.recipe["model"])
-        return [note["text"] for note in published()["footnotes"] if note["model"] == name]
+        """What must be known of the published row of this model and k, as far as its suite was scored."""
+        name, k = PUBLISHED_NAMES.get(self.recipe["model"]), self.recipe["adapter"]["k"]
+        found = [note for note in published()["footnotes"] if note["model"] == name and k in note["k"]]
+        return [note["text"] for note in found if not self.results.keys().isdisjoint(note["tasks"])]
 
     @property
     def base_folder(self) -> Path | None:

@@ -65,8 +65,10 @@ def curves(record: Record) -> str:
     def column(name: str) -> list[float]:
         return [line[name] for line in record.metrics]
 
+    losses = column("loss")
+    span = (min(losses), max(losses))  # by itself: a loss has no use for 0
     charts = [
-        line_chart("Loss", "nats per answer token", steps, column("loss"), lambda v: f"{v:.3g}", noisy=True),
+        line_chart("Loss", "nats per answer token", steps, losses, lambda v: f"{v:.3g}", span=span, noisy=True),
         line_chart("Learning rate", "", steps, column("lr"), lambda v: f"{v:.2g}"),
         line_chart("Tokens", "per second", steps, column("tokens_per_second"), lambda v: f"{v:,.0f}", noisy=True),
         line_chart("Memory", "peak so far, rank 0", steps, column("peak_memory_bytes"), size),

@@ -1,0 +1,128 @@
+"""launch/compare.py end to end on a tiny model: what it does, what it skips, what it refuses."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from neuroada.errors import UserError
+from neuroada.reporting.comparison import summarize, write_comparison
+from neuroada.sources.tiny import make_tiny
+from neuroada.training.recipe import load_recipe
+from neuroada.training.run import train
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+spec = importlib.util.spec_from_file_location("launch_compare", LAUNCH / "compare.py")
+assert spec is not None and spec.loader is not None
+compare = importlib.util.module_from_spec(spec)
+sys.modules["launch_compare"] = compare
+spec.loader.exec_module(compare)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("compare")
+    model = make_tiny(folder / "tiny")
+    return ["--recipe", "tiny_arithmetic", "--methods", "neuroada:k=4", "full@1e-3,1e9", "--lrs", "1e-2,1e-4",
+            "--seeds", "1,2", "--validation", "8", "--out", str(folder / "out"), f"model={model}",
+            f"data_dir={folder / 'data'}", "train.max_steps=4"]  # fmt: skip
+
+
+@pytest.fixture
+def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that were started: in this process, which saves importing torch in each."""
+    started: list[str] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        if "--measure" in command:
+            compare.measure(Path(command[-2]), command[-1] == "base")
+        else:
+            recipe = load_recipe(command[-1])
+            started.append("/".join(Path(recipe.output_dir).parts[-2:]))
+            try:
+                train(recipe)
+            except UserError as error:
+                return subprocess.CompletedProcess(command, 2, stderr=f"error: {error}\n")
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    monkeypatch.setattr(compare.subprocess, "run", run)
+    return started
+
+
+def test_it_compares_resumes_and_refuses(arguments: list[str], children: list[str]) -> None:
+    out = Path(arguments[arguments.index("--out") + 1])
+    compare.main(arguments)
+    assert children == [
+        "neuroada-k=4/lr-0.01-seed-1",
+        "neuroada-k=4/lr-0.0001-seed-1",
+        "neuroada-k=4/lr-0.01-seed-2",
+        "full/lr-0.001-seed-1",
+        "full/lr-1e+09-seed-1",
+        "full/lr-0.001-seed-2",
+    ]
+    summary = json.loads((out / "comparison.json").read_text())
+    sparse, full = summary["rows"]
+    assert (sparse["lr"], full["lr"]) == (0.01, 0.001)
+    tries = sparse["tries"]
+    assert tries["0.01"] < tries["0.0001"]
+    assert full["tries"]["1e+09"] is None or full["tries"]["1e+09"] > full["tries"]["0.001"]
+    assert full["report"]["mean"] < summary["base"]["report"]
+    assert sparse["report"]["n"] == 2 and sparse["report"]["deviation"] > 0
+    assert sparse["trainable"] == 4 * 1024 and full["trainable"] == full["parameters"]
+    assert full["saved_bytes"]["mean"] > 4 * full["parameters"] > 10 * sparse["saved_bytes"]["mean"]
+    assert 0.2 < sparse["merged_cost"]["mean"] < 5
+    report = (out / "report.html").read_text()
+    for told in ("neuroada:k=4", f"{sparse['report']['mean']:.4f}", f"{full['trainable']:,}", "✓"):
+        assert told in report
+    assert not (out / "runs" / "full" / "lr-0.001-seed-1" / "model").exists()
+
+    children.clear()
+    compare.main(arguments)
+    assert children == []
+    (out / "runs" / "full" / "lr-0.001-seed-2" / "result.json").unlink()
+    compare.main(arguments)
+    assert children == ["full/lr-0.001-seed-2"]
+    with pytest.raises(UserError, match="choose another folder"):
+        compare.main([*arguments, "train.max_length=200"])
+
+
+def refused(arguments: list[str], **changes: list[str]) -> str:
+    """The message when an option's values are replaced."""
+    changed = [*arguments]
+    for option, values in changes.items():
+        at = changed.index(f"--{option}") + 1
+        end = next(i for i in range(at, len(changed)) if changed[i].startswith("--"))
+        changed[at:end] = values
+    with pytest.raises(UserError) as error:
+        compare.main(changed)
+    return str(error.value)
+
+
+def test_wrong_arguments_are_refused_before_anything_runs(arguments: list[str], children: list[str]) -> None:
+    assert "as many learning rates" in refused(arguments, methods=["neuroada:k=4", "full@1e-3"])
+    assert "names a method twice" in refused(arguments, methods=["full", "full"])
+    assert "numbers with commas" in refused(arguments, lrs=["high"])
+    assert "adapter.kk" in refused(arguments, methods=["neuroada:kk=4"])
+    assert "--validation 0" in refused(arguments, validation=["0"])
+    assert children == []
+
+
+def test_the_spread_is_the_sample_deviation(tmp_path: Path) -> None:
+    recipe = {"optimizer": {"lr": 0.1}}
+    for seed, loss in ((1, 1.0), (2, 2.0), (3, 3.0)):
+        folder = tmp_path / "runs" / "full" / f"lr-0.1-seed-{seed}"
+        folder.mkdir(parents=True)
+        tasks = {"t": {"sound": loss / 10}}
+        result = {"recipe": {**recipe, "train": {"seed": seed}}, "report": loss, "choose": loss, "tasks": tasks}
+        (folder / "result.json").write_text(json.dumps(result))
+    chosen = {"full": {"lr": 0.1, "tries": {"0.01": 2.0, "0.1": 1.0}}}
+    summary = summarize(tmp_path, chosen, [1, 2, 3], task="t", model="m", command="c")
+    (row,) = summary["rows"]
+    assert row["report"] == {"mean": 2.0, "deviation": 1.0, "n": 3}
+    assert row["accuracy"]["t"]["mean"] == pytest.approx(0.2)
+    assert row["at_the_edge"]
+    write_comparison(tmp_path, summary)
+    assert "2.0000 ± 1.0000" in (tmp_path / "report.html").read_text()

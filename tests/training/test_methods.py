@@ -1,0 +1,182 @@
+"""Every method by the same loop, and each against its textbook form."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from distributed_runs import TinyRuns, assert_same_curve, losses
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from neuroada.errors import UserError
+from neuroada.tasks.data import load_examples
+from neuroada.tasks.encode import encode
+from neuroada.tasks.table import get_task
+from neuroada.training.batches import global_batch
+from neuroada.training.held_out import hold_out
+from neuroada.training.methods import STRATEGIES, WHOLE_WEIGHTS, check_method, save_trained, trainable
+from neuroada.training.model import attach, load_base, load_tokenizer
+from neuroada.training.recipe import Recipe, load_recipe
+from neuroada.training.run import train
+from neuroada.training.schedule import lr_at
+
+METHODS = ("neuroada", "lora", "shira", "supertuning", "masked", "full")
+
+
+@pytest.fixture(scope="module")
+def make_recipe(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("methods")
+
+    def make(name: str, *overrides: str) -> Recipe:
+        fields = [f"model={tiny}", f"output_dir={folder / name}", f"data_dir={folder / 'data'}", "engine.name=single",
+                  "train.micro_batch_size=8", "train.max_steps=6", "adapter.rank=2", "adapter.sparsity=0.95",
+                  "optimizer.schedule=constant", *overrides]  # fmt: skip
+        return load_recipe("tiny_arithmetic", fields)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def curve(make_recipe):
+    """The losses of a run of each method, trained once."""
+    known: dict[str, tuple[Recipe, list[float]]] = {}
+
+    def run(method: str, *overrides: str) -> tuple[Recipe, list[float]]:
+        if method not in known:
+            recipe = make_recipe(method, f"adapter.method={method}", *overrides)
+            train(recipe)
+            lines = (Path(recipe.output_dir) / "metrics.jsonl").read_text().splitlines()
+            known[method] = recipe, [json.loads(line)["loss"] for line in lines]
+        return known[method]
+
+    return run
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_tells_what_it_trains(curve, method: str) -> None:
+    recipe, found = curve(method)
+    assert len(found) == 6
+    assert min(found[3:]) < found[0] - 0.05
+    folder = Path(recipe.output_dir)
+    assert (folder / ("model" if method in WHOLE_WEIGHTS else "adapter")).is_dir()
+    facts = json.loads((folder / "run.json").read_text())
+    rows = sum(64 + 32 + 32 + 64 + 128 + 128 + 64 for _ in range(2))  # of the seven projections, in two layers
+    expected = {"neuroada": 4 * rows, "masked": 4 * rows, "full": facts["parameters"]}
+    assert facts["trainable"] == expected.get(method, facts["trainable"]) > 0
+    assert (folder / "report.html").is_file()
+
+
+def test_masked_tuning_is_neuroada_written_the_dense_way(curve) -> None:
+    masked, found = curve("masked")
+    sparse, expected = curve("neuroada")
+    assert found == pytest.approx(expected, rel=1e-5)
+    model = load_file(Path(masked.output_dir) / "model" / "model.safetensors")
+    base = load_file(Path(masked.model) / "model.safetensors")
+    adapter = load_file(Path(sparse.output_dir) / "adapter" / "adapter_model.safetensors")
+    deltas = {key: value for key, value in adapter.items() if key.endswith("delta")}
+    for key, delta in deltas.items():
+        name = key.removeprefix("base_model.model.").replace(".neuroada_delta", ".weight")
+        change = model[name] - base[name]
+        assert (change != 0).sum(1).max() <= 4  # outside the mask not a bit moved
+        assert change.sum(1).numpy() == pytest.approx(delta.sum(1).numpy(), abs=1e-5)
+    untouched = [name for name in base if "proj" not in name]
+    assert untouched and all(model[name].equal(base[name]) for name in untouched if name in model)
+
+
+def test_full_tuning_is_a_plain_loop(curve) -> None:
+    recipe, trained = curve("full")
+    tokenizer, task = load_tokenizer(recipe.model), get_task("arithmetic")
+    data = encode(load_examples(task, "train", recipe.data_dir), task, tokenizer, recipe.train.max_length)
+    model = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    found = []
+    for step in range(2):
+        total = torch.zeros(())
+        chosen = global_batch(step, 8, len(data), recipe.train.seed)
+        for i in chosen:
+            ids = torch.tensor(data.tokens(i)).long()[None]
+            labels = ids.clone()
+            labels[:, : data.answer_start(i)] = -100
+            total = total + model(input_ids=ids, labels=labels).loss * int(data.num_answer_tokens[i])
+        loss = total / int(data.num_answer_tokens[chosen].sum())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = lr_at(step, 6, recipe.optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    assert trained[:2] == pytest.approx(found, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_saved_is_the_model_that_was_trained(make_recipe, method: str) -> None:
+    from peft import PeftModel
+
+    recipe = make_recipe(f"saved-{method}", f"adapter.method={method}", "train.dtype=fp32")
+    model = attach(load_base(recipe, torch.float32), recipe.adapter, seed=1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for param in model.parameters():
+            if param.requires_grad:
+                param.add_(0.05 * torch.randn_like(param))
+    assert trainable(model) > 0
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+    save_trained(model, recipe, load_tokenizer(recipe.model))
+    folder = Path(recipe.output_dir)
+    if method in WHOLE_WEIGHTS:
+        loaded = AutoModelForCausalLM.from_pretrained(folder / "model")
+    else:
+        base = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=torch.float32)
+        loaded = PeftModel.from_pretrained(base, str(folder / "adapter")).merge_and_unload()
+    with torch.no_grad():
+        assert loaded(ids).logits.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
+
+
+class DeepSpeedEngine(SimpleNamespace):
+    """Named like the real one: all that is asked is its name and its stage."""
+
+
+@pytest.mark.parametrize("method", ["shira", "supertuning", "masked"])
+def test_a_method_is_refused_where_it_cannot_run(make_recipe, method: str) -> None:
+    recipe = make_recipe("refused", f"adapter.method={method}")
+    check_method(recipe, DeepSpeedEngine(config={"zero_optimization": {"stage": 2}}))
+    with pytest.raises(UserError, match=f"adapter.method = {method}: does not run under zero3: .*; use single"):
+        check_method(recipe, DeepSpeedEngine(config={"zero_optimization": {"stage": 3}}))
+
+
+def test_a_mask_and_weight_decay_do_not_go_together(make_recipe) -> None:
+    recipe = make_recipe("decay", "adapter.method=masked", "optimizer.weight_decay=0.1")
+    with pytest.raises(UserError, match=r"optimizer.weight_decay = 0\.1"):
+        check_method(recipe, DeepSpeedEngine(config={}))
+
+
+def test_held_out_questions_are_never_trained_on() -> None:
+    examples = [{"instruction": f"question {i % 50}", "output": str(i)} for i in range(80)]
+    train_rows, choose, report = hold_out(examples, 10)
+    questions = [{row["instruction"] for row in part} for part in (train_rows, choose, report)]
+    assert [len(part) for part in questions] == [30, 10, 10]
+    assert len(set.union(*questions)) == 50
+    assert hold_out(examples, 0) == (examples, [], [])
+    assert hold_out(examples, 10) == (train_rows, choose, report)
+    with pytest.raises(UserError, match=r"train.held_out = 25"):
+        hold_out(examples, 25)
+
+
+def test_sharded_or_not_a_method_learns_the_same(tiny_runs: TinyRuns) -> None:
+    """Under every strategy the table names, but FSDP2, where NeuroAda alone trains (test_engines_and_resume.py)."""
+    found: dict[str, dict[str, Path]] = {}
+    for method in METHODS[1:]:
+        fields = [f"adapter.method={method}", "adapter.rank=2", "adapter.sparsity=0.95", "train.max_steps=3"]
+        for engine in STRATEGIES[method]:
+            if engine != "zero1":  # for what trains and how, the same as zero2
+                ranks = 1 if engine == "single" else 2
+                found.setdefault(method, {})[engine] = tiny_runs.add(f"{method}-{engine}", engine, ranks, *fields)
+    tiny_runs.run()
+    for folders in found.values():
+        expected = losses(folders["single"])
+        for folder in folders.values():
+            assert_same_curve(losses(folder), expected), folder.name
