@@ -32,6 +32,7 @@ class _RegisterAfterPeft(MetaPathFinder, Loader):
             return None
         sys.meta_path.remove(self)
         spec = find_spec("peft")
+        sys.meta_path.insert(0, self)  # transformers asks for the spec long before anybody imports PEFT
         if spec is not None and spec.loader is not None:
             self.loader, spec.loader = spec.loader, self
         return spec
@@ -40,6 +41,7 @@ class _RegisterAfterPeft(MetaPathFinder, Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        sys.meta_path.remove(self)
         module.__spec__.loader = module.__loader__ = self.loader  # type: ignore[union-attr]
         self.loader.exec_module(module)
         importlib.import_module("neuroada.adapter")
