@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from neuroada.adapter.config import NeuroAdaConfig
@@ -99,6 +100,12 @@ class NeuroAdaModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Nothing to cast: deltas are made in fp32, and base values must keep the weight's dtype."""
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        if isinstance(child, ModulesToSaveWrapper):  # PEFT's looks for its weight, which a classifier lacks (0.21.2)
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
 
     def unload(self) -> nn.Module:
         for module in self.model.modules():
