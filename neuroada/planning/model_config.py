@@ -6,11 +6,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from neuroada.errors import UserError
 from neuroada.training.classifier import auto_class
 from neuroada.training.model import DTYPES
 from neuroada.training.recipe import Recipe
+
+# Rows without padding need no mask, but transformers makes one wherever it sees a fake tensor (5.23): tell it not to.
+AttentionInterface.register("unmasked_sdpa", sdpa_attention_forward)
+AttentionMaskInterface.register("unmasked_sdpa", lambda *args, **kwargs: None)
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -61,5 +67,6 @@ def on_meta(config: Any, recipe: Recipe, layers: int | None = None) -> nn.Module
     for name, value in options.items():
         setattr(config, name, value)
     with torch.device("meta"):
-        model: nn.Module = auto.from_config(config, dtype=DTYPES[recipe.train.dtype], attn_implementation="sdpa")
+        attention = "unmasked_sdpa" if recipe.train.packing else "sdpa"
+        model: nn.Module = auto.from_config(config, dtype=DTYPES[recipe.train.dtype], attn_implementation=attention)
     return model

@@ -76,12 +76,13 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
         UserError: the model's configuration is nowhere, the batch does not divide over the ranks, or no strategy fits
             the card; then it says what would.
     """
+    own = own_strategy(recipe, world_size)
+    accumulating = _micro_batches(recipe, world_size) > 1
     config, origin = find_config(recipe.model)
-    step = record_step(recipe, config, accumulating=_micro_batches(recipe, world_size) > 1)
+    step = record_step(recipe, config, accumulating)
     names = ("single", "zero3_offload") if world_size == 1 else ("zero0", *_RUNNABLE)
     ranks = [rank_plan(recipe, config, step, name, world_size, card_bytes) for name in names]
     if card_bytes is None:
-        own = own_strategy(recipe, world_size)
         chosen = next((rank for rank in ranks if rank.strategy == own), None)
         chosen = chosen or rank_plan(recipe, config, step, own, world_size, card_bytes)
     else:

@@ -1,0 +1,122 @@
+"""plan.py: LLaMA-7B's memory claim, the strategy for a card, and mistakes."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from neuroada.errors import UserError
+from neuroada.planning.plan import GIB, compare_methods, make_plan
+from neuroada.planning.work import sent_bytes
+from neuroada.training.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+CLAIM = ["train.micro_batch_size=1", "train.global_batch_size=1", "train.max_length=2048"]
+
+# GB: a count of one LLaMA-7B step, batch 1 x 2048, bf16, by a script that shares no code with the planner.
+FROZEN, LORA_BF16, MASKED = 23.2, 25.8, 65.6
+
+
+@pytest.fixture(scope="module")
+def methods() -> dict[str, float]:
+    recipe = load_recipe("llama7b_math", CLAIM)
+    return {name: held.peak_bytes / 1e9 for name, held in compare_methods(recipe).items()}
+
+
+def test_the_independent_counts_are_met(methods):
+    assert abs(methods["frozen"] / FROZEN - 1) < 0.05
+    assert abs(methods["masked"] / MASKED - 1) < 0.05
+
+
+def test_the_memory_claim(methods):
+    assert methods["neuroada"] < methods["lora"] < methods["full"] < methods["masked"]
+    assert methods["neuroada"] <= 0.4 * MASKED
+    assert methods["neuroada"] <= LORA_BF16
+
+
+@pytest.fixture
+def plan(monkeypatch, capsys):
+    """launch/plan.py in this process: (status, what it printed)."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["plan.py", *arguments])
+        try:
+            runpy.run_path(str(ROOT / "launch" / "plan.py"), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        else:
+            status = 0
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    return run
+
+
+def test_json_of_one_rank(plan):
+    status, printed = plan("--recipe", "llama32_1b_math", "--gpus", "2", "--gpu-memory", "80", "--json")
+    assert status == 0, printed
+    said = json.loads(printed)
+    assert said["world_size"] == 2 and said["strategy"] == "zero1" and said["fits"] is True
+    assert said["peak_bytes"] == sum(said["by_kind"].values())
+    assert {"weights", "idx", "base", "delta", "gradients", "optimizer", "activations", "temporary"} <= set(
+        said["by_kind"]
+    )
+    assert said["by_kind"]["weights"] == 2 * 1_235_814_400
+
+
+def test_text_names_the_strategy_and_the_work(plan):
+    status, printed = plan(
+        "--recipe", "llama32_1b_math", "--gpus", "2", "train.max_steps=10", "--tokens-per-second", "1000"
+    )
+    assert status == 0, printed
+    for said in ("zero2 on 2 rank(s)", "10 steps", "TFLOP", "hours at 1,000 tokens/s", "7,536,640 of 1,235,814,400"):
+        assert said in printed
+
+
+def test_the_cheapest_strategy_that_fits_is_recommended():
+    recipe = load_recipe("llama7b_math")
+    chosen = [make_plan(recipe, 4, gib * GIB).chosen.strategy for gib in (40, 16, 10)]
+    assert chosen == ["zero1", "fsdp2", "zero3_offload"]
+
+
+def test_a_card_too_small_is_told_what_would_fit():
+    recipe = load_recipe("llama7b_math")
+    with pytest.raises(UserError, match=r"needs at least 8\.7 GiB.*activation_checkpointing=true fits"):
+        make_plan(recipe, 1, 7 * GIB)
+    with pytest.raises(UserError, match=r"a card of .* GiB would do"):
+        make_plan(recipe, 1, 2 * GIB)
+
+
+def test_a_batch_that_does_not_divide_is_told_what_does():
+    with pytest.raises(UserError, match=r"use train.micro_batch_size=4"):
+        make_plan(load_recipe("llama7b_commonsense"), 4)
+    with pytest.raises(UserError, match=r"use 2 ranks"):
+        make_plan(load_recipe("llama7b_commonsense"), 3)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--gpus", "0"], "--gpus: 0: must be a whole number of at least 1"),
+        (["--gpus", "two"], "--gpus: two: must be a whole number of at least 1"),
+        (["--gpu-memory", "-1"], "--gpu-memory: -1: must be a number above 0"),
+        (["model=nobody/nothing"], "model = nobody/nothing: its config.json is in no folder"),
+        (["engine.ds_config=mine"], "engine.ds_config = mine: cannot be planned"),
+    ],
+)
+def test_mistakes_are_status_2(plan, arguments, said):
+    status, printed = plan("--recipe", "llama32_1b_math", "--gpus", "2", *arguments)
+    assert status == 2 and said in printed
+
+
+def test_bytes_sent():
+    """LLaMA-7B on 4 ranks by hand: ring all-gathers and reduce-scatters send 3/4 of what they move."""
+    step = make_plan(load_recipe("llama7b_math"), 4).step
+    trained = 27_197_440
+    assert sent_bytes(step, "zero2", 4, 1) == (0, int(0.75 * 4 * trained * 2))
+    frozen, adapter = sent_bytes(step, "zero3", 4, 1)
+    assert frozen == int(0.75 * 2 * 2 * 6_738_415_616)
+    assert adapter == int(0.75 * (2 * (2 + 2 + 4) + 4) * trained)
+    assert sent_bytes(step, "single", 1, 1) == (0, 0)
