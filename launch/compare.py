@@ -149,7 +149,7 @@ def conclude(
 def one(recipe: Recipe, args: argparse.Namespace, base: bool = False) -> dict[str, Any]:
     """The result of one run: read if it is there, else trained and measured, each in a process of its own."""
     folder = Path(recipe.output_dir)
-    result_file, asked = folder / "result.json", recipe.model_dump(exclude={"output_dir"})
+    result_file, asked = folder / "result.json", deciding(recipe, base)
     if result_file.is_file():
         result = json.loads(result_file.read_text())
         for field in asked:
@@ -159,33 +159,47 @@ def one(recipe: Recipe, args: argparse.Namespace, base: bool = False) -> dict[st
                     f"{result['recipe'].get(field)}, not {asked[field]}; choose another folder"
                 )
         return result
-    print(f"== {folder.relative_to(args.out)}", flush=True)
+    print(f"== {folder.relative_to(args.out)}", file=sys.stderr, flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     recipe.save(folder / "asked.yaml")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     if not base:
         command = [*shlex.split(args.launcher), str(HERE / "train.py"), "--recipe", str(folder / "asked.yaml")]
-        trained = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
-        (folder / "stderr.txt").write_text(trained.stderr)
-        last = next((line for line in reversed(trained.stderr.splitlines()) if line.startswith("error: ")), "")
-        if trained.returncode == 75:
+        trained, said = follow(command, environment, folder / "train.log")
+        last = next((line for line in reversed(said.splitlines()) if line.startswith("error: ")), "")
+        if trained == 75:
             raise Preempted("stopped during a run; run the same command to go on")
-        if trained.returncode and "gradient norm" in last:  # a rate too high for the method: a result, not a mistake
+        if trained and "gradient norm" in last:  # a rate too high for the method: a result, not a mistake
             result = {"recipe": asked, "diverged": last.removeprefix("error: "), "choose": None}
             result_file.write_text(json.dumps(result, indent=1) + "\n")
             return result
-        if trained.returncode == 2:
+        if trained == 2:
             raise UserError(last.removeprefix("error: "))
-        if trained.returncode:
-            raise RuntimeError(f"{shlex.join(command)}: exit {trained.returncode}\n{trained.stderr[-4000:]}")
-    kind = "base" if base else "run"
-    subprocess.run(
-        [sys.executable, str(HERE / "compare.py"), "--measure", str(folder), kind], env=environment, check=True
-    )
+        if trained:
+            raise RuntimeError(f"{shlex.join(command)}: exit {trained}\n{said[-4000:]}")
+    command = [sys.executable, str(HERE / "compare.py"), "--measure", str(folder), "base" if base else "run"]
+    measured, said = follow(command, environment, folder / "measure.log")
+    if measured:
+        raise RuntimeError(f"{shlex.join(command)}: exit {measured}\n{said[-4000:]}")
     if not args.keep:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         shutil.rmtree(folder / "model", ignore_errors=True)
     return json.loads(result_file.read_text())
+
+
+def deciding(recipe: Recipe, base: bool) -> dict[str, Any]:
+    """The fields that two runs must share to be one; the base model's are those it is measured by."""
+    if not base:
+        return recipe.model_dump(exclude={"output_dir"})
+    measured_by = recipe.model_dump(include={"model", "task", "data_dir", "evaluate"})
+    return {**measured_by, "train": recipe.train.model_dump(include={"held_out", "max_length"})}
+
+
+def follow(command: list[str], environment: dict[str, str], log: Path) -> tuple[int, str]:
+    """Run a command, all it prints into `log`; its exit status, and what it printed."""
+    with log.open("w") as file:
+        done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    return done.returncode, log.read_text(errors="replace")
 
 
 def measure(folder: Path, base: bool) -> None:
@@ -203,7 +217,7 @@ def measure(folder: Path, base: bool) -> None:
 
     recipe = load_recipe(str(folder / "asked.yaml"))
     task = get_task(recipe.task)
-    result: dict[str, Any] = {"recipe": recipe.model_dump(exclude={"output_dir"})}
+    result: dict[str, Any] = {"recipe": deciding(recipe, base)}
     if not base:
         result |= costs(folder)
     if task.num_labels:  # a classifier: the run has scored itself, on the published split

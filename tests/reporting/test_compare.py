@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The runs that were started: in this process, which saves importing torch in each."""
     started: list[str] = []
 
-    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+    def follow(command: list[str], environment: dict[str, str], log: Path) -> tuple[int, str]:
         if "--measure" in command:
             compare.measure(Path(command[-2]), command[-1] == "base")
         else:
@@ -45,10 +44,10 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             try:
                 train(recipe)
             except UserError as error:
-                return subprocess.CompletedProcess(command, 2, stderr=f"error: {error}\n")
-        return subprocess.CompletedProcess(command, 0, stderr="")
+                return 2, f"error: {error}\n"
+        return 0, ""
 
-    monkeypatch.setattr(compare.subprocess, "run", run)
+    monkeypatch.setattr(compare, "follow", follow)
     return started
 
 
