@@ -40,11 +40,12 @@ def _top_columns(keys: torch.Tensor, k: int) -> torch.Tensor:
     In two steps, ten times faster than one top-k over the row: cut it into groups; as keys are unique, its k largest
     lie in the k groups whose largest key is largest (an element outside has k group maxima above it).
     """
-    size = math.isqrt(keys.shape[1] // k)  # balances the number of groups, in / size, and of candidates, k * size
+    # Near sqrt(in / k), which balances in / size groups with k * size candidates; a power of two divides most widths.
+    size = 1 << round(math.log2(keys.shape[1] / k) / 2)
     if size > 1:
-        groups = -(-keys.shape[1] // size)
-        padded = F.pad(keys, (0, groups * size - keys.shape[1]), value=-1)
-        by_group = padded.view(len(keys), size, groups)  # group g: columns g, g + groups, ...: contiguous maxima
+        if missing := -keys.shape[1] % size:
+            keys = F.pad(keys, (0, missing), value=-1)
+        by_group = keys.view(len(keys), size, -1)  # group g: columns g, g + groups, ...: maxima of contiguous memory
         best = by_group.amax(1).topk(k, dim=1, sorted=False).indices
         keys = by_group.gather(2, best[:, None].expand(-1, size, -1)).flatten(1)
     top = keys.topk(k, dim=1, sorted=False).values
