@@ -1,6 +1,7 @@
 """report.html of a comparison: the table, the curves of the chosen runs, the rates that were tried."""
 
 import json
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from neuroada.reporting.page import notes as paragraphs
 def comparison_page(out: Path, summary: dict[str, Any]) -> str:
     """The page of a comparison whose runs lie in `out`/runs."""
     header, lines = cells(summary)
+    command = re.sub(r"(?<=[= ])/\S*/", "", summary["command"])  # no path of this machine; comparison.json has it whole
     machine = [f"Device: {summary['device']}."] if summary["device"] else []
     sections = [
         ("Result", interval_chart(summary) + html_table(header, lines) + paragraphs([*notes(summary), *machine])),
         ("Learning rates tried", rates(summary)),
-        ("Training loss at the chosen rate, first seed", curves(out, summary)),
-        ("Run it again", f"<pre>{escape(summary['command'])}</pre>"),
+        ("Training loss at the chosen rate, first seed, in nats per answer token", curves(out, summary)),
+        ("Run it again", f"<pre>{escape(command)}</pre>"),
     ]
     return page(f"Methods compared on {summary['task']}", summary["model"], [part for part in sections if part[1]])
 
@@ -81,7 +83,7 @@ def curves(out: Path, summary: dict[str, Any]) -> str:
     charts = [
         line_chart(
             method,
-            "nats per answer token",
+            "",
             [line["step"] for line in lines],
             [line["loss"] for line in lines],
             lambda v: f"{v:.3g}",

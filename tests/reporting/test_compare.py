@@ -76,6 +76,7 @@ def test_it_compares_resumes_and_refuses(arguments: list[str], children: list[st
     report = (out / "report.html").read_text()
     for told in ("neuroada:k=4", f"{sparse['report']['mean']:.4f}", f"{full['trainable']:,}", "✓"):
         assert told in report
+    assert str(out.parent) not in report
     assert not (out / "runs" / "full" / "lr-0.001-seed-1" / "model").exists()
 
     children.clear()
