@@ -71,7 +71,8 @@ def attach(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
     from neuroada import NeuroAdaConfig
 
     targets = list(adapter.target_modules)
-    task_type = "SEQ_CLS" if has_classifier(model) else None  # then PEFT trains and saves the classifier too
+    # Of SEQ_CLS PEFT trains and saves the classifier too.
+    task_type = "SEQ_CLS" if has_classifier(model) else "CAUSAL_LM"
     if adapter.method == "neuroada":
         # "gradient" leaves the choice for later; a selection file then says how its own was made.
         selection = "gradient" if adapter.selects_later else adapter.selection
@@ -81,7 +82,7 @@ def attach(model: nn.Module, adapter: Adapter, seed: int) -> nn.Module:
     elif adapter.method in ("shira", "supertuning"):
         config = sparse_config(adapter, seed, task_type)
     elif adapter.method == "head":
-        if task_type is None:
+        if task_type != "SEQ_CLS":
             raise UserError(f"adapter.method = head: {type(model).__name__} has no classifier to train alone")
         config = LoraConfig(target_modules=DUMMY_TARGET_MODULES, task_type=task_type)  # PEFT's name for no target
     else:
