@@ -96,13 +96,13 @@ def test_another_base_model_is_refused(folder: Path, fields: list[str], tiny: Pa
     checkpoint = folder / "checkpoints" / "step-000004"
     progress = json.loads((checkpoint / "progress.json").read_text())
     assert progress["model"] == str(tiny)
-    with pytest.raises(UserError, match="model is .* there"):
+    with pytest.raises(UserError, match=r"model is .* there"):
         train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}", f"model={other}"]))
     shutil.rmtree(checkpoint)
     moved = Path(shutil.move(tiny, tmp_path / "away"))
     try:
         shutil.copytree(other, tiny)
-        with pytest.raises(UserError, match="base is '[0-9a-f]{16}' there and '[0-9a-f]{16}' in this run"):
+        with pytest.raises(UserError, match=r"base is '[0-9a-f]{16}' there and '[0-9a-f]{16}' in this run"):
             train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}"]))
     finally:
         shutil.rmtree(tiny)

@@ -1,7 +1,7 @@
 """The same losses under every engine and world size, and across a move from any to any.
 
-Each source is a run of 8 steps with a checkpoint at step 4. A move takes that checkpoint to another engine or world size
-and runs steps 5 to 8 there.
+Each source is a run of 8 steps with a checkpoint at step 4. A move takes that checkpoint to another engine or world
+size and runs steps 5 to 8 there.
 """
 
 import itertools

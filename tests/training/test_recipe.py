@@ -9,7 +9,9 @@ from neuroada.training.schedule import lr_at
 
 
 def test_overrides_are_read_as_yaml_and_checked_together() -> None:
-    recipe = load_recipe("tiny_arithmetic", ["optimizer.lr=1e-3", "train.max_steps=null", "adapter.target_modules=[q_proj]"])
+    recipe = load_recipe(
+        "tiny_arithmetic", ["optimizer.lr=1e-3", "train.max_steps=null", "adapter.target_modules=[q_proj]"]
+    )
     assert (recipe.optimizer.lr, recipe.train.max_steps, recipe.adapter.target_modules) == (1e-3, None, ["q_proj"])
 
 
