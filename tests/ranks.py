@@ -7,7 +7,6 @@ runs.json is a list of {"recipe": name, "overrides": [...]}. A run that fails en
 
 import gc
 import json
-import sys
 from pathlib import Path
 
 from neuroada.command import run

@@ -35,7 +35,7 @@ def make_tiny(out: Path, *, layers: int = 2, hidden: int = 64, seed: int = 0) ->
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(out)
     torch.random.set_rng_state(state)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>"
-    ).save_pretrained(out)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>").save_pretrained(
+        out
+    )
     return out
