@@ -35,7 +35,7 @@ def adapted(base: Path, **options: object) -> PeftModel:
     """The base with an adapter whose deltas, and modules saved whole, are random."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
     config = NeuroAdaConfig(**{"k": 3, "target_modules": TARGETS, **options})
-    model = get_peft_model(model, config, autocast_adapter_dtype=False)  # base values stay in the weight's dtype
+    model = get_peft_model(model, config)
     torch.manual_seed(1)
     for name, param in model.named_parameters():
         if ".neuroada_delta." in name or ".modules_to_save." in name:

@@ -3,6 +3,7 @@
 import json
 import mmap
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +64,17 @@ def read_exactly(file: Any, buffer: torch.Tensor) -> None:
         if not (count := file.readinto(view)):
             raise UserError(f"{file.name}: ends early; it changed while it was read")
         view = view[count:]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Blocks are too small to share: on a busy machine torch's threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_header(file: Path) -> list[StoredTensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from neuroada.adapter.streaming.checkpoint import BLOCK, Checkpoint, read_exactly
+from neuroada.adapter.streaming.checkpoint import BLOCK, Checkpoint, one_thread, read_exactly
 
 Edit = Callable[[int, torch.Tensor], None]  # (first row, rows): changes the rows in place
 
@@ -18,7 +18,8 @@ def rewrite(source: Checkpoint, out: Path, edits: Mapping[str, Edit], progress: 
 
     All other bytes, headers among them, are copied as they are. Memory: one block.
     """
-    with tqdm(total=source.size, unit="B", unit_scale=True, disable=None if progress else True, leave=False) as bar:
+    silent = None if progress else True  # None: where there is no terminal
+    with one_thread(), tqdm(total=source.size, unit="B", unit_scale=True, disable=silent, leave=False) as bar:
         for path in source.files:
             with path.open("rb", buffering=0) as original, (out / path.name).open("wb") as copy:
                 at = 0

@@ -19,7 +19,7 @@ from neuroada import sharding
 from neuroada.adapter.fingerprint import checksum
 from neuroada.adapter.model import NeuroAdaModel
 from neuroada.adapter.selection import Selection, select_top_k
-from neuroada.adapter.streaming.checkpoint import FLOATS, Checkpoint, StoredTensor, match
+from neuroada.adapter.streaming.checkpoint import FLOATS, Checkpoint, StoredTensor, match, one_thread
 from neuroada.errors import UserError
 from neuroada.ops import MAX_IN_FEATURES, pack_indices, unpack_indices
 
@@ -189,18 +189,14 @@ def _select_tensor(
 
 
 def _map(job: Any, items: list[Any], workers: int) -> Iterable[Any]:
-    """`job` of every item, in this process or in several, with one thread in each: blocks are too small to share."""
+    """`job` of every item, in this process or in several, with one thread in each."""
     if workers > 1:
         # fork: a process that imports torch anew takes longer to start than LLaMA-7B takes it to read.
         with multiprocessing.get_context("fork").Pool(workers, torch.set_num_threads, (1,)) as pool:
             yield from pool.imap(job, items)
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         yield from map(job, items)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _content_hash(connections: Mapping[str, torch.Tensor]) -> str:
