@@ -9,12 +9,14 @@ with that of a run which nobody disturbed.
 """
 
 import argparse
+import contextlib
+import importlib
 import json
+import multiprocessing
 import os
 import random
+import runpy
 import shutil
-import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -32,26 +34,41 @@ PHASES = ("start", "training", "saving")
 
 
 class Life:
-    """One start of the run, as a launcher would start it."""
+    """One start of the run, as a launcher would start it, but in processes that have imported everything already."""
 
     def __init__(self, overrides: list[str], port: int, log: Path) -> None:
-        command = [sys.executable, "launch/train.py", "--recipe", "tiny_arithmetic", *overrides]
-        self.ranks = []
-        with log.open("ab") as out:
-            for rank in range(RANKS):
-                env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
-                                    "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1",
-                                    "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-                                    "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning"}  # fmt: skip
-                self.ranks.append(subprocess.Popen(command, cwd=REPOSITORY, env=env, stdout=out, stderr=out))
+        command = ["launch/train.py", "--recipe", "tiny_arithmetic", *overrides]
+        fork = multiprocessing.get_context("fork")
+        self.ranks = [fork.Process(target=run_rank, args=(rank, command, port, log)) for rank in range(RANKS)]
+        for rank in self.ranks:
+            rank.start()
 
     def over(self) -> bool:
-        return any(rank.poll() is not None for rank in self.ranks)
+        return any(rank.exitcode is not None for rank in self.ranks)
 
     def wait(self, condition: Callable[[], object], tick: float = 0.02) -> None:
         """Until `condition` holds or a rank ends."""
         while not condition() and not self.over():
             time.sleep(tick)
+
+
+def run_rank(rank: int, command: list[str], port: int, log: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    with log.open("ab") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    sys.argv = command
+    runpy.run_path(str(REPOSITORY / command[0]), run_name="__main__")
+
+
+def partials(folder: Path) -> set[tuple[str, int]]:
+    """Checkpoints that are being written, or were when their writer died."""
+    found = set()
+    for path in (folder / "checkpoints").glob(".step-*.partial"):
+        with contextlib.suppress(FileNotFoundError):
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
 
 
 def steps_logged(folder: Path) -> int:
@@ -62,27 +79,28 @@ def steps_logged(folder: Path) -> int:
 
 def kill_once(life: Life, phase: str, folder: Path, resumed: int, draw: random.Random) -> tuple[bool, float]:
     """Wait for the moment, kill; (a checkpoint was being written, seconds until the other rank had ended)."""
-    partial = folder / "checkpoints"
+    leftovers = partials(folder)
     if phase == "start":
-        until = time.monotonic() + draw.uniform(0, 12)
+        until = time.monotonic() + draw.uniform(0, 4)
         life.wait(lambda: time.monotonic() > until)
     elif phase == "training":
         step = resumed + draw.randint(1, 10)
+        life.wait(lambda: steps_logged(folder) <= resumed)  # the record of steps that were lost is cut off first
         life.wait(lambda: steps_logged(folder) >= step)
         time.sleep(draw.uniform(0, 0.3))
     else:
-        life.wait(lambda: any(partial.glob(".step-*.partial")), tick=0.001)
+        life.wait(lambda: partials(folder) - leftovers, tick=0.001)
         time.sleep(draw.uniform(0, 0.003))
-    saving = any(partial.glob(".step-*.partial"))
+    saving = bool(partials(folder) - leftovers)
     victim = draw.randrange(RANKS)
-    life.ranks[victim].send_signal(signal.SIGKILL)
+    life.ranks[victim].kill()  # SIGKILL
     started = time.monotonic()
-    try:
-        life.ranks[1 - victim].wait(LAUNCHER_SECONDS)
-    except subprocess.TimeoutExpired:
-        life.ranks[1 - victim].kill()
-    life.ranks[victim].wait()
-    return saving, time.monotonic() - started
+    life.ranks[1 - victim].join(LAUNCHER_SECONDS)
+    seconds = time.monotonic() - started
+    life.ranks[1 - victim].kill()
+    for rank in life.ranks:
+        rank.join()
+    return saving, seconds
 
 
 def main() -> None:
@@ -94,6 +112,9 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=500)
     parser.add_argument("--folder", type=Path, default=Path("runs/kills"), help="is emptied first")
     args = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
+    for module in ("deepspeed", "torch.utils.tensorboard", "neuroada.training.run"):
+        importlib.import_module(module)  # once for all lives
     draw = random.Random(args.seed)
     folder = args.folder.resolve()
     shutil.rmtree(folder, ignore_errors=True)
@@ -131,7 +152,9 @@ def main() -> None:
 
     for number, output in ((args.kills, run), (args.kills + 1, folder / "undisturbed")):
         life = start(number, output)
-        assert [rank.wait() for rank in life.ranks] == [0] * RANKS, f"see {log}"
+        for rank in life.ranks:
+            rank.join()
+        assert [rank.exitcode for rank in life.ranks] == [0] * RANKS, f"see {log}"
     joined, whole = (
         [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         for output in (run, folder / "undisturbed")

@@ -118,7 +118,7 @@ SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
 # A requeued job waits for its old credential to expire before it starts again: 120 s unless told otherwise.
-AuthInfo=socket={self.folder}/munge.socket,cred_expire=5
+AuthInfo=socket={self.folder}/munge.socket,cred_expire=8
 StateSaveLocation={self.folder}/state
 SlurmdSpoolDir={self.folder}/spool-%n
 SlurmctldPidFile={self.folder}/slurmctld.pid
@@ -136,7 +136,8 @@ SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=1
 # The nodes' CPUs are what this file says, whatever the machine has.
 SlurmdParameters=config_overrides
 # A node whose slurmd is silent for so long is down, and its jobs are requeued (300 s by default).
-SlurmdTimeout=10
+SlurmdTimeout=15
+MessageTimeout=60
 KillWait=20
 ReturnToService=2
 MinJobAge=3600

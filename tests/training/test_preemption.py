@@ -3,6 +3,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -48,34 +50,43 @@ def test_copies_of_one_signal_are_one() -> None:
     process.wait()
 
 
-def start_ranks(port: int, *overrides: str) -> list[subprocess.Popen[str]]:
-    """Two ranks under FSDP2, as a launcher would start them."""
+@contextmanager
+def ranks(port: int, *overrides: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two ranks under FSDP2, as a launcher would start them; none of them outlives the block."""
     command = [sys.executable, "launch/train.py", "--recipe", "tiny_arithmetic", "engine.name=fsdp2", *overrides]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
               "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}  # fmt: skip
-    return [
+    started = [
         subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                          env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(2)
     ]  # fmt: skip
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 def test_a_signal_to_one_rank_stops_all_with_75_and_the_next_start_goes_on(tiny: Path, tmp_path: Path) -> None:
     overrides = [f"model={tiny}", f"data_dir={tmp_path / 'data'}", "train.max_steps=60", "checkpoint.every_steps=60"]
     port = 20000 + os.getpid() % 10000
-    ranks = start_ranks(port, *overrides, f"output_dir={tmp_path / 'run'}")
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
-        assert all(rank.poll() is None for rank in ranks)
-        time.sleep(0.05)
-    ranks[1].send_signal(signal.SIGTERM)
-    told = [rank.communicate(timeout=300)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [75, 75]
+    with ranks(port, *overrides, f"output_dir={tmp_path / 'run'}") as started:
+        while not (metrics.exists() and metrics.read_text().count("\n") >= 5):
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.05)
+        started[1].send_signal(signal.SIGTERM)
+        told = [process.communicate(timeout=300)[1] for process in started]
+        assert [process.returncode for process in started] == [75, 75]
     assert "preempted: stopped at step" in told[0] and "preempted" not in told[1]
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert 5 <= int(checkpoint.name[5:]) < 60
 
-    for name in ("run", "undisturbed"):
-        port += 1
-        assert [rank.wait(600) for rank in start_ranks(port, *overrides, f"output_dir={tmp_path / name}")] == [0, 0]
+    for number, name in enumerate(("run", "undisturbed"), 1):
+        with ranks(port + number, *overrides, f"output_dir={tmp_path / name}") as started:
+            for process in started:
+                process.communicate(timeout=600)
+                assert process.returncode == 0
     assert_same_curve(losses(tmp_path / "run"), losses(tmp_path / "undisturbed"))
