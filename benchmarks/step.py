@@ -4,11 +4,12 @@
     python benchmarks/step.py --size smollm2 --dtype bf16 --k 1 20 --methods frozen neuroada lora
     python benchmarks/step.py --threads 2 --repetitions 15 --json > step.json
 
-Each method lives in a process of its own, so that its peak memory is its own: the highest resident set on CPU, the
-allocator's peak on CUDA. The processes take turns, one step each and in a new order every repetition, so that a
-disturbance hits all alike. The table gives medians, quartiles, and the median of the ratios to the frozen base and to
-LoRA with as many trained numbers, taken within each repetition. On a busy CPU read the processor time: other work
-stretches the clock, and hardly that.
+Each method lives in a process of its own. The processes take turns, one step each and in a new order every repetition,
+so that a disturbance hits all alike. Peak memory is that of another fresh process that takes two steps: the highest
+resident set on CPU, with large blocks returned to the system when freed so that it counts what lives and not the heap's
+holes (several hundred MB, of chance); the allocator's peak on CUDA. The table gives medians, quartiles, and the median
+of the ratios to the frozen base and to LoRA with as many trained numbers, taken within each repetition. On a busy CPU
+read the processor time: other work stretches the clock, and hardly that.
 
 frozen: no method at all; its backward reaches the first norm, so it also computes the input gradients of the first
 block's q, k and v, which no adapter needs: about 2 % of the 77M model's step. dense: a dense weight + delta for each
@@ -166,23 +167,39 @@ def worker(pipe: Connection, method: str, k: int, args: argparse.Namespace) -> N
         )
 
 
+def start(method: str, k: int, args: argparse.Namespace) -> Connection:
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    context.Process(target=worker, args=(other, method, k, args), daemon=True).start()
+    other.close()
+    return pipe
+
+
+def memory(method: str, k: int, args: argparse.Namespace) -> dict[str, float]:
+    """peak and base of a fresh process; base: with the model built, before the method is attached."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
+    pipe = start(method, k, args)
+    del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    for _ in range(2):
+        pipe.send(True)
+        result = pipe.recv()
+    pipe.send(False)
+    return {field: result[field] for field in ("peak", "base")}
+
+
 def run(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """Every method's measurements by its label, one a repetition; two steps each go before, unmeasured."""
     chosen = [(m, k) for m in args.methods for k in (args.k if m in PER_K else args.k[-1:])]
     labels = {f"{m} k={k}" if m in PER_K else m: (m, k) for m, k in chosen}
-    context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    for label, (method, k) in labels.items():
-        pipes[label], other = context.Pipe()
-        context.Process(target=worker, args=(other, method, k, args), daemon=True).start()
-        other.close()
+    peaks = {label: memory(*choice, args) for label, choice in labels.items()}
+    pipes = {label: start(*choice, args) for label, choice in labels.items()}
     found: dict[str, list[dict[str, float]]] = {label: [] for label in labels}
     for repetition in range(args.repetitions + 2):
         for label in random.sample(list(labels), len(labels)):
             pipes[label].send(True)
             result = pipes[label].recv()
             if repetition >= 2:
-                found[label].append(result)
+                found[label].append({**result, **peaks[label]})
     for pipe in pipes.values():
         pipe.send(False)
     return found
