@@ -4,10 +4,12 @@ Needs the Debian packages slurm-wlm and munge; touches neither /etc nor a SLURM 
 command finds this cluster by SLURM_CONF, which `Cluster.env` sets.
 """
 
+import ctypes
 import getpass
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"  # Debian keeps the daemons there
 NODES = ("n1", "n2")
+LIBC, PR_SET_PDEATHSIG = ctypes.CDLL(None), 1  # the daemons do not outlive a test run that is killed
 
 
 def missing_programs() -> list[str]:
@@ -99,8 +102,9 @@ class Cluster:
         name = name or program
         with (self.folder / f"{name}.out").open("ab") as out:
             self.daemons[name] = subprocess.Popen(
-                [program, *arguments], env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
-            )
+                [program, *arguments], env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM),
+            )  # fmt: skip
 
     def _config(self) -> str:
         host, user = socket.gethostname().split(".")[0], getpass.getuser()
