@@ -130,6 +130,7 @@ def test_fsdp2_on_two_nodes_equals_one_process(jobs: Jobs, cluster: Cluster, cur
     assert "4 rank(s), cpu, on 2 node(s): n1, n2" in jobs.log("fsdp2").read_text()
 
 
+@pytest.mark.long  # stops a node's slurmd and waits for SLURM to miss it: minutes, and as long as the machine is busy
 def test_faults_end_the_job_and_the_next_start_goes_on(jobs: Jobs, cluster: Cluster, curve: dict[int, float]) -> None:
     job = jobs.submit("faults", *FSDP2)
     jobs.wait_for_step("faults", 35)
