@@ -87,9 +87,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         weight, bias = self.base_layer.weight, self.base_layer.bias
         active = self._active()
         for adapter in self.neuroada_idx:
-            if (
-                adapter != active and adapter not in self.unselected
-            ):  # a gathered copy that stays gathered may still hold another adapter's values
+            # A gathered copy that stays gathered may still hold another adapter's values.
+            if adapter != active and adapter not in self.unselected:
                 write_entries(weight, self.neuroada_idx[adapter], self.neuroada_base[adapter])
         if active is None:
             return nn.functional.linear(x, weight, bias)
