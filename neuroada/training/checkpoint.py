@@ -91,6 +91,16 @@ def _write(final: Path, tensors: dict[str, torch.Tensor], progress: dict[str, An
         raise
 
 
+def check_unused(recipe: Recipe) -> None:
+    """Refuse to start anew where another run's checkpoints stand: they would outnumber the new ones."""
+    root = Path(recipe.output_dir) / "checkpoints"
+    if recipe.checkpoint.resume == "never" and _numbered(root):
+        raise UserError(
+            f"checkpoint.resume = never: {root} already holds checkpoints; choose another output_dir, remove them, or "
+            f"set checkpoint.resume=auto to go on"
+        )
+
+
 def find_checkpoint(output_dir: Path) -> Path | None:
     """The newest whole checkpoint; damaged ones are passed over with a warning that says which and why."""
     for folder in reversed(_numbered(output_dir / "checkpoints")):

@@ -69,7 +69,7 @@ class Train(Section):
 class Checkpoint(Section):
     every_steps: Positive = 200
     keep: Positive = 2  # newest checkpoints kept
-    resume: Literal["auto", "never"] = "auto"  # auto: go on from the newest whole checkpoint in output_dir
+    resume: Literal["auto", "never"] = "auto"  # auto: from output_dir's newest whole checkpoint
 
 
 class Engine(Section):

@@ -17,7 +17,7 @@ from neuroada.tasks.data import fingerprint, load_examples
 from neuroada.tasks.encode import Encoded, encode
 from neuroada.tasks.table import get_task
 from neuroada.training.batches import collate, global_batch, share
-from neuroada.training.checkpoint import find_checkpoint, restore_checkpoint, save_checkpoint
+from neuroada.training.checkpoint import check_unused, find_checkpoint, restore_checkpoint, save_checkpoint
 from neuroada.training.classification import Texts, Validation, encode_texts, frozen_base, text_loss
 from neuroada.training.classifier import start_classifier
 from neuroada.training.connections import CALIBRATION, choose_connections
@@ -52,6 +52,7 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     with together(engine):
         micro_batches = recipe.micro_batches(engine.world_size)
         check_method(recipe, engine)
+        check_unused(recipe)
         dtype = check_dtype(recipe, engine.device)
         task = get_task(recipe.task)
         examples, *_ = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)

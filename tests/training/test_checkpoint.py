@@ -109,11 +109,14 @@ def test_another_base_model_is_refused(folder: Path, fields: list[str], tiny: Pa
         shutil.move(moved, tiny)
 
 
-def test_resume_never_starts_anew(folder: Path, fields: list[str]) -> None:
-    (folder / "metrics.jsonl").unlink()
-    train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}", "checkpoint.resume=never"]))
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4]
+def test_resume_never_overwrites_nothing(folder: Path, fields: list[str]) -> None:
+    before = (folder / "metrics.jsonl").read_text()
+    overrides = [*fields, f"output_dir={folder}", "checkpoint.resume=never"]
+    with pytest.raises(UserError, match=r"checkpoint.resume = never: .* already holds checkpoints; choose another"):
+        train(load_recipe("tiny_arithmetic", overrides))
+    assert (folder / "metrics.jsonl").read_text() == before
+    shutil.rmtree(folder / "checkpoints")
+    train(load_recipe("tiny_arithmetic", overrides))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(fields: list[str], tmp_path: Path) -> None:
