@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from neuroada.errors import Preempted, UserError, node_name
 
@@ -19,26 +20,43 @@ def run(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except UserError as mistake:
         _print_mistake(str(mistake))
-        sys.exit(2)
+        _leave(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _print_mistake(f"{error}: free some space and run the same command again")
-        sys.exit(2)
+        _leave(2)
     except Preempted as stop:
         for number in (signal.SIGUSR1, signal.SIGTERM):  # late copies of the request must not change the status
             signal.signal(number, signal.SIG_IGN)
         if os.environ.get("RANK", "0") == "0":
             print(f"preempted: {stop}", file=sys.stderr, flush=True)
-        sys.exit(75)
+        _leave(75)
     except KeyboardInterrupt:
-        sys.exit(130)
+        _leave(130)
+    _leave(0)
+
+
+def _leave(status: int) -> NoReturn:
+    """Exit. Of joined ranks without Python's tidying up: there torch's threads of gloo abort now and then (status 134,
+    "terminate called without an active exception"), and `destroy_process_group` may wait for a rank that is gone.
+    """
+    if not _joined():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _joined() -> bool:
+    """Whether this process is a rank of a torch process group."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _print_mistake(text: str) -> None:
     """One line. Of joined ranks, who found the same mistake, rank 0 tells it; before, each node tells its own."""
-    distributed = sys.modules.get("torch.distributed")
-    joined = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    joined = _joined()
     if os.environ.get("RANK" if joined else "LOCAL_RANK", "0") != "0":
         return
     place = f"node {node_name()}: " if int(os.environ.get("SLURM_NNODES", "1")) > 1 and not joined else ""

@@ -2,6 +2,10 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +38,18 @@ from neuroada.training.schedule import lr_at
 from neuroada.training.watchdog import Watchdog
 
 
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from: the same on every rank."""
+
+    data: Encoded | Texts
+    tokenizer: Any
+    validation: Validation | None
+    """Of a classification task."""
+    fingerprint: str
+    """Of the examples."""
+
+
 def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
     """Run the recipe to its end; returns the folder of what was trained.
 
@@ -54,105 +70,139 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
         check_method(recipe, engine)
         check_unused(recipe)
         dtype = check_dtype(recipe, engine.device)
-        task = get_task(recipe.task)
-        examples, *_ = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)
-        tokenizer = load_tokenizer(recipe.model)
-        validation = None
-        data: Texts | Encoded
-        if task.num_labels:
-            validation = Validation(engine, recipe, task, tokenizer)
-            data = encode_texts(examples, task, tokenizer, recipe.train.max_length)
-        else:
-            cache = Path(recipe.data_dir) / ".tokens"
-            data = encode(examples, task, tokenizer, recipe.train.max_length, cache_dir=cache)
-        steps = total_steps(recipe, len(data))
-        data_fingerprint = fingerprint(examples)
-    check_ranks(engine, recipe, data_fingerprint)
-
+        material = prepare(engine, recipe)
+    check_ranks(engine, recipe, material.fingerprint)
     torch.manual_seed(recipe.train.seed)
     model = load_model(engine, recipe, dtype)
-    if validation is not None:
+    if material.validation is not None:
         start_classifier(model, recipe.train.seed)
     if recipe.train.activation_checkpointing:
         # Not reentrant: the frozen embedding's output needs no gradient then.
         cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     engine.start(model, micro_batches)
+    choose_later(engine, model, recipe, material)
 
-    def run_step(step: int) -> tuple[float, int]:
-        return run_micro_batches(engine, recipe, data, tokenizer.pad_token_id, step)
-
-    if recipe.adapter.method == "neuroada" and recipe.adapter.selects_later:
-
-        def backward_of_first() -> None:
-            chosen = global_batch(0, CALIBRATION, len(data), recipe.train.seed)
-            partial_loss(engine, recipe, data, chosen, tokenizer.pad_token_id, of=chosen).backward()
-
-        choose_connections(engine, cast(Any, model).base_model, recipe, backward_of_first)
-    folder = Path(recipe.output_dir)
-    identity = {**recipe.identity(), "data": data_fingerprint, "base": base_fingerprint(model)}
-    checkpoint = find_checkpoint(folder) if recipe.checkpoint.resume == "auto" else None
-    first = restore_checkpoint(checkpoint, engine, identity, run_step) if checkpoint else 0
-    if validation is not None:
-        validation.resume(first)
+    identity = {**recipe.identity(), "data": material.fingerprint, "base": base_fingerprint(model)}
+    checkpoint = find_checkpoint(Path(recipe.output_dir)) if recipe.checkpoint.resume == "auto" else None
+    first = 0
+    if checkpoint:
+        first = restore_checkpoint(checkpoint, engine, identity, partial(run_micro_batches, engine, recipe, material))
+    if material.validation is not None:
+        material.validation.resume(first)
     check_space(engine, recipe, model)
-    describe(recipe, engine, model, data, steps, first)
+    steps = total_steps(recipe, len(material.data))
+    describe(recipe, engine, model, material.data, steps, first)
     if stop.agreed(engine):
         raise Preempted(f"stopped before step {first + 1} of {steps}; run the same command to go on")
-    metrics = None
-    if engine.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        recipe.save(folder / "recipe.yaml")
-        write_facts(
-            folder,
-            trainable=trainable(model),
-            parameters=base_numel(model),
-            steps=steps,
-            strategy=strategy(engine),
-            world_size=engine.world_size,
-            code=code_version(),
-        )
-        metrics = Metrics(recipe, steps, first)
+    with record(engine, recipe, model, steps, first) as metrics:
+        run_steps(engine, model, recipe, material, range(first, steps), metrics, stop, watchdog, identity)
 
-    for step in range(first, steps):
+    watchdog.watch("writing the adapter")
+    if material.validation is None:
+        save_trained(model, recipe, material.tokenizer)
+    else:
+        material.validation.finish()
+    engine.reduce(torch.zeros(1, device=engine.device))  # no rank leaves before the adapter is written
+    watchdog.watch(None)
+    if engine.rank == 0:
+        write_report(Path(recipe.output_dir))
+    return trained_folder(recipe)
+
+
+def prepare(engine: Engine, recipe: Recipe) -> Material:
+    """Read and encode the task's training examples; UserError where they or the tokenizer do not fit."""
+    task = get_task(recipe.task)
+    examples, *_ = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)
+    tokenizer = load_tokenizer(recipe.model)
+    validation = None
+    data: Texts | Encoded
+    if task.num_labels:
+        validation = Validation(engine, recipe, task, tokenizer)
+        data = encode_texts(examples, task, tokenizer, recipe.train.max_length)
+    else:
+        cache = Path(recipe.data_dir) / ".tokens"
+        data = encode(examples, task, tokenizer, recipe.train.max_length, cache_dir=cache)
+    return Material(data, tokenizer, validation, fingerprint(examples))
+
+
+def choose_later(engine: Engine, model: nn.Module, recipe: Recipe, material: Material) -> None:
+    """Choose the connections of a selection that looks at gradients; those by weight were chosen at loading."""
+    if recipe.adapter.method != "neuroada" or not recipe.adapter.selects_later:
+        return
+
+    def backward_of_first() -> None:
+        chosen = global_batch(0, CALIBRATION, len(material.data), recipe.train.seed)
+        partial_loss(engine, recipe, material, chosen, of=chosen).backward()
+
+    choose_connections(engine, cast(Any, model).base_model, recipe, backward_of_first)
+
+
+@contextmanager
+def record(engine: Engine, recipe: Recipe, model: nn.Module, steps: int, first: int) -> Iterator[Metrics | None]:
+    """Rank 0's files of the run: its recipe, its facts and its metrics."""
+    if engine.rank != 0:
+        yield None
+        return
+    folder = Path(recipe.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe.save(folder / "recipe.yaml")
+    write_facts(
+        folder,
+        trainable=trainable(model),
+        parameters=base_numel(model),
+        steps=steps,
+        strategy=strategy(engine),
+        world_size=engine.world_size,
+        code=code_version(),
+    )
+    metrics = Metrics(recipe, steps, first)
+    try:
+        yield metrics
+    finally:
+        metrics.close()
+
+
+def run_steps(
+    engine: Engine,
+    model: nn.Module,
+    recipe: Recipe,
+    material: Material,
+    remaining: range,
+    metrics: Metrics | None,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    identity: dict[str, Any],
+) -> None:
+    """The loop: train the steps `remaining` (from 0), with checkpoints, and validation at every epoch's end."""
+    validation, steps = material.validation, remaining.stop
+    for step in remaining:
         watchdog.watch(f"step {step + 1}")
         started = time.perf_counter()
-        loss, tokens = run_step(step)
+        loss, tokens = run_micro_batches(engine, recipe, material, step)
         lr = lr_at(step, steps, recipe.optimizer)
         norm = engine.step(lr)
         done = step + 1
         if not math.isfinite(loss) or not math.isfinite(norm):
+            last = find_checkpoint(Path(recipe.output_dir)) or "none"
             raise UserError(
                 f"step {done}: loss is {loss}, gradient norm {norm}; stopped. Lower optimizer.lr "
-                f"({recipe.optimizer.lr}) or check the data; last good checkpoint: {find_checkpoint(folder) or 'none'}"
+                f"({recipe.optimizer.lr}) or check the data; last good checkpoint: {last}"
             )
         if metrics is not None:
             metrics.log(done, loss, lr, norm, tokens / (time.perf_counter() - started))
-            if done == first + 3:  # the first ones also compile and allocate
+            if done == remaining.start + 3:  # the first ones also compile and allocate
                 describe_time(time.perf_counter() - started, steps - done)
         # Before the checkpoint, so that a run that resumes there has it behind itself.
-        if validation is not None and validation.due(done, steps, len(data)):
+        if validation is not None and validation.due(done, steps, len(material.data)):
             if validation.improved(done):
-                save_trained(model, recipe, tokenizer)
+                save_trained(model, recipe, material.tokenizer)
             validation.record()
         stopping = stop.agreed(engine)
         if stopping or done % recipe.checkpoint.every_steps == 0 or done == steps:
             save_checkpoint(engine, model, recipe, done, identity)
         if stopping and done < steps:
             raise Preempted(f"stopped at step {done} of {steps}, checkpoint saved; run the same command to go on")
-
-    watchdog.watch("writing the adapter")
-    if metrics is not None:
-        metrics.close()
-    if validation is None:
-        save_trained(model, recipe, tokenizer)
-    else:
-        validation.finish()
-    engine.reduce(torch.zeros(1, device=engine.device))  # no rank leaves before the adapter is written
-    watchdog.watch(None)
-    if engine.rank == 0:
-        write_report(folder)
-    return trained_folder(recipe)
 
 
 def total_steps(recipe: Recipe, examples: int) -> int:
@@ -161,26 +211,26 @@ def total_steps(recipe: Recipe, examples: int) -> int:
     return min(steps, recipe.train.max_steps or steps)
 
 
-def run_micro_batches(
-    engine: Engine, recipe: Recipe, data: Encoded | Texts, pad_id: int, step: int
-) -> tuple[float, int]:
+def run_micro_batches(engine: Engine, recipe: Recipe, material: Material, step: int) -> tuple[float, int]:
     """Forward and backward of this rank's share of a step's global batch; (loss, real tokens) of the whole of it."""
-    batch = global_batch(step, recipe.train.global_batch_size, len(data), recipe.train.seed)
+    lengths = material.data.lengths
+    batch = global_batch(step, recipe.train.global_batch_size, len(material.data), recipe.train.seed)
     loss = torch.zeros((), device=engine.device)
     # Dropout, where a model has any: from seed, step and rank alone, so that a resumed run draws the same.
     torch.manual_seed(hash((recipe.train.seed, step, engine.rank)) & 0x7FFF_FFFF)
-    mine = share(batch, data.lengths, engine.rank, engine.world_size, recipe.train.micro_batch_size)
+    mine = share(batch, lengths, engine.rank, engine.world_size, recipe.train.micro_batch_size)
     for chosen in mine:
-        part = partial_loss(engine, recipe, data, chosen, pad_id, of=batch)
+        part = partial_loss(engine, recipe, material, chosen, of=batch)
         engine.backward(part)
         loss += part.detach()
-    return engine.reduce(loss).item(), int(data.lengths[batch].sum())
+    return engine.reduce(loss).item(), int(lengths[batch].sum())
 
 
 def partial_loss(
-    engine: Engine, recipe: Recipe, data: Encoded | Texts, chosen: np.ndarray, pad_id: int, of: np.ndarray
+    engine: Engine, recipe: Recipe, material: Material, chosen: np.ndarray, of: np.ndarray
 ) -> torch.Tensor:
     """Forward of the examples `chosen`: their part of the loss, which is a mean over all of the batch `of`."""
+    data, pad_id = material.data, material.tokenizer.pad_token_id
     if isinstance(data, Texts):
         return text_loss(engine.model, data.collate(chosen, pad_id, engine.device), data.labels[chosen], len(of))
     micro = collate(data, chosen, recipe.train.packing, pad_id).to(engine.device)
