@@ -91,7 +91,7 @@ def run_own(pipe: Connection, variant: str, args: argparse.Namespace, folder: st
             "task": args.task,
             "adapter": {"k": args.k, "target_modules": TARGETS},
             "optimizer": {"lr": 1e-4},
-            "train": {"packing": variant != "padded", "dtype": "fp32", "micro_batch_size": args.sequences,
+            "train": {"packing": variant != "padded", "dtype": "fp32", "micro_batch_size": args.micro or args.sequences,
                       "global_batch_size": args.sequences},
             "output_dir": folder,
             "provenance": "a benchmark",
@@ -102,21 +102,23 @@ def run_own(pipe: Connection, variant: str, args: argparse.Namespace, folder: st
     data = encode(load_examples(task, "train", args.data_dir), task, tokenizer, 512, cache_dir=Path(folder) / "tokens")
     engine = SingleEngine(recipe)
     model = engine.load(torch.float32).train()
-    engine.start(model, 1)
+    engine.start(model, recipe.micro_batches(1))
     turns = Turns(pipe, engine.device, started)
     step = 0
     while turns.begin():
         batch = global_batch(step, args.sequences, len(data), recipe.train.seed)
         answer_tokens = int(data.num_answer_tokens[batch].sum())
-        for chosen in share(batch, data.lengths, 0, 1, args.sequences):
+        tokens, collating = 0, 0.0
+        for chosen in share(batch, data.lengths, 0, 1, recipe.train.micro_batch_size):
             before = time.perf_counter()
             micro = collate(data, chosen, recipe.train.packing, tokenizer.pad_token_id).to(engine.device)
-            collating = time.perf_counter() - before
+            collating += time.perf_counter() - before
+            tokens += micro.inputs["input_ids"].numel()
             loss = (full_logits_loss if variant == "full" else answer_loss)(engine.model, micro, answer_tokens)
             engine.backward(loss)
         engine.step(1e-4)
         step += 1
-        turns.end(micro.inputs["input_ids"].numel(), collating)
+        turns.end(tokens, collating)
 
 
 def full_logits_loss(model: Any, batch: Any, answer_tokens: int) -> torch.Tensor:
@@ -173,22 +175,33 @@ def run_trl(pipe: Connection, variant: str, args: argparse.Namespace, folder: st
 
 def run(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """Every variant's steps; one more goes before, uncounted."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for together in [[variant] for variant in args.variants] if args.apart else [args.variants]:
+        with tempfile.TemporaryDirectory() as folder:
+            found |= take_turns(together, args, folder)
+    return found
+
+
+def take_turns(variants: list[str], args: argparse.Namespace, folder: str) -> dict[str, list[dict[str, float]]]:
     context = multiprocessing.get_context("spawn")
-    found: dict[str, list[dict[str, float]]] = {variant: [] for variant in args.variants}
-    with tempfile.TemporaryDirectory() as folder:
-        pipes: dict[str, Connection] = {}
-        for variant in args.variants:
-            pipes[variant], other = context.Pipe()
-            context.Process(target=worker, args=(other, variant, args, folder, time.time()), daemon=True).start()
-            other.close()
-        for step in range(args.steps + 1):
-            for variant, pipe in pipes.items():
-                pipe.send(True)
-                result = pipe.recv()
-                if step:
-                    found[variant].append(result)
-        for pipe in pipes.values():
-            pipe.send(False)
+    found: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
+    pipes: dict[str, Connection] = {}
+    processes = {}
+    for variant in variants:
+        pipes[variant], other = context.Pipe()
+        started = time.time()
+        processes[variant] = context.Process(target=worker, args=(other, variant, args, folder, started), daemon=True)
+        processes[variant].start()
+        other.close()
+    for step in range(args.steps + 1):
+        for variant, pipe in pipes.items():
+            pipe.send(True)
+            result = pipe.recv()
+            if step:
+                found[variant].append(result)
+    for variant, pipe in pipes.items():
+        pipe.send(False)
+        processes[variant].join()  # then its memory is free
     return found
 
 
@@ -237,8 +250,10 @@ def main() -> None:
     parser.add_argument("--task", default="commonsense_15k", help="commonsense_15k, math, ...")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--sequences", type=int, default=16, help="a step")
+    parser.add_argument("--micro", type=int, help="sequences of a micro batch, of all but trl (default: all of them)")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--k", type=int, default=20)
+    parser.add_argument("--apart", action="store_true", help="one variant after the other: where memory is short")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

@@ -4,8 +4,9 @@
     python benchmarks/step.py --size smollm2 --dtype bf16 --k 1 20 --methods frozen neuroada lora
     python benchmarks/step.py --threads 2 --repetitions 15 --json > step.json
 
-Each method lives in a process of its own. The processes take turns, one step each and in a new order every repetition,
-so that a disturbance hits all alike. Peak memory is that of another fresh process that takes two steps: the highest
+Each method lives in a process of its own; the budgets follow each other, so that six processes or eight must fit the
+memory (16 GB by default). The processes take turns, one step each and in a new order every repetition, so that a
+disturbance hits all alike. Peak memory is that of another fresh process that takes two steps: the highest
 resident set on CPU, with large blocks returned to the system when freed so that it counts what lives and not the heap's
 holes (several hundred MB, of chance); the allocator's peak on CUDA. The table gives medians, quartiles, and the median
 of the ratios to the frozen base and to LoRA with as many trained numbers, taken within each repetition. On a busy CPU
@@ -187,19 +188,19 @@ def memory(method: str, k: int, args: argparse.Namespace) -> dict[str, float]:
     return {field: result[field] for field in ("peak", "base")}
 
 
-def run(args: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """Every method's measurements by its label, one a repetition; two steps each go before, unmeasured."""
-    chosen = [(m, k) for m in args.methods for k in (args.k if m in PER_K else args.k[-1:])]
-    labels = {f"{m} k={k}" if m in PER_K else m: (m, k) for m, k in chosen}
-    peaks = {label: memory(*choice, args) for label, choice in labels.items()}
-    pipes = {label: start(*choice, args) for label, choice in labels.items()}
-    found: dict[str, list[dict[str, float]]] = {label: [] for label in labels}
+def run(args: argparse.Namespace, k: int) -> dict[str, list[dict[str, float]]]:
+    """The measurements of each method at budget `k`, one a repetition; two steps each go before, unmeasured."""
+    last = k == args.k[-1]
+    methods = [method for method in args.methods if method in ("frozen", *PER_K) or last]
+    peaks = {method: memory(method, k, args) for method in methods}
+    pipes = {method: start(method, k, args) for method in methods}
+    found: dict[str, list[dict[str, float]]] = {method: [] for method in methods}
     for repetition in range(args.repetitions + 2):
-        for label in random.sample(list(labels), len(labels)):
-            pipes[label].send(True)
-            result = pipes[label].recv()
+        for method in random.sample(methods, len(methods)):
+            pipes[method].send(True)
+            result = pipes[method].recv()
             if repetition >= 2:
-                found[label].append({**result, **peaks[label]})
+                found[method].append({**result, **peaks[method]})
     for pipe in pipes.values():
         pipe.send(False)
     return found
@@ -222,10 +223,9 @@ def summary(found: dict[str, list[dict[str, float]]], tokens: int) -> dict[str, 
         }
         steps = [result["step"] for result in results]
         row["quartiles"] = statistics.quantiles(steps, n=4)[::2] if len(steps) > 1 else steps * 2
-        lora = "lora k=" + label.partition("k=")[2]
         for field in ("step", "processor"):
             row[f"{field}/frozen"] = ratio(label, "frozen", field)
-            row[f"{field}/lora"] = ratio(label, lora, field)
+            row[f"{field}/lora"] = ratio(label, "lora", field)
         row |= {field: results[-1][field] for field in ("peak", "base", "trained")}
         row["tokens_per_second"] = tokens / row["step"]
         table[label] = row
@@ -253,21 +253,23 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="77m")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--batch", type=lambda text: [int(n) for n in text.split("x")], default=[4, 256], help="4x256")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 5, 20], help="masked takes the last one")
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 5, 20], help="masked, full: beside the last one")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--repetitions", type=int, default=11)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    table = summary(run(args), args.batch[0] * args.batch[1])
+    tables = {k: summary(run(args, k), args.batch[0] * args.batch[1]) for k in args.k}
     if args.json:
-        print(json.dumps(table))
+        print(json.dumps(tables))
         return
     rows, length = args.batch
     print(f"{args.size}, {rows} x {length} tokens, {args.dtype}, {args.device}, {args.threads} thread(s), "
           f"{args.repetitions} repetitions, load {os.getloadavg()[0]:.1f}")  # fmt: skip
-    show(table)
+    for k, table in tables.items():
+        print(f"\nk = {k}\n")
+        show(table)
 
 
 if __name__ == "__main__":

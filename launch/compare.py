@@ -213,7 +213,7 @@ def measure(folder: Path, base: bool) -> None:
     from neuroada.tasks.data import load_examples
     from neuroada.tasks.encode import encode
     from neuroada.tasks.table import get_task
-    from neuroada.training.held_out import hold_out
+    from neuroada.training.held_out import hold_out, mean_answer_loss
 
     recipe = load_recipe(str(folder / "asked.yaml"))
     task = get_task(recipe.task)
@@ -266,22 +266,6 @@ def costs(folder: Path) -> dict[str, Any]:
         "peak_memory_bytes": lines[-1]["peak_memory_bytes"],
         "saved_bytes": sum(file.stat().st_size for file in saved),
     }
-
-
-def mean_answer_loss(model: "PreTrainedModel", data: Any, pad_id: int, rows: int = 8) -> float:
-    """Cross-entropy per answer token, in nats, over all of `data`."""
-    import numpy as np
-    import torch
-
-    from neuroada.training.batches import collate
-    from neuroada.training.loss import answer_loss
-
-    order, tokens, total = np.argsort(data.lengths, kind="stable"), int(data.num_answer_tokens.sum()), 0.0
-    with torch.inference_mode():
-        for start in range(0, len(order), rows):
-            batch = collate(data, order[start : start + rows], packing=False, pad_id=pad_id).to(model.device)
-            total += answer_loss(model, batch, tokens).item()
-    return total
 
 
 def median_step_seconds(folder: Path, recipe: Recipe, data: Any) -> float | None:

@@ -1,8 +1,12 @@
 """Submit a recipe to SLURM: checks it, prints the exact sbatch line, and submits it with --yes.
 
-python launch/submit.py --recipe llama13b_math --nodes 2 --gpus-per-node 8 --time 12:00:00 [key=value ...] --yes
+python launch/submit.py --recipe llama13b_math --nodes 2 --gpus-per-node 4 --time 12:00:00 [key=value ...] --yes
 python launch/submit.py --recipe llama13b_math --gpus-per-node 8 --sweep train.seed=1,2,3 adapter.k=1,20
 python launch/submit.py --recipe llama13b_math --gpus-per-node 8 --sbatch=--partition=a100 --sbatch=--account=me
+python launch/submit.py --recipe llama33_70b_math --gpus-per-node 8 --gpu-memory 80
+
+With --gpu-memory and without --nodes, the planner finds the fewest nodes on which the recipe's strategy fits the cards;
+with both, it checks that it does.
 """
 
 import argparse
@@ -24,10 +28,11 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--recipe", required=True, help="a name in recipes/, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-3")
-    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--nodes", type=int, help="default: 1, or what --gpu-memory asks for")
     ranks = parser.add_mutually_exclusive_group(required=True)
     ranks.add_argument("--gpus-per-node", type=int, metavar="N", help="one rank for each GPU")
     ranks.add_argument("--ntasks-per-node", type=int, metavar="N", help="ranks without GPUs")
+    parser.add_argument("--gpu-memory", type=float, metavar="GIB", help="of one card: size the job with the planner")
     parser.add_argument("--time", help="limit of the job, as sbatch takes it: 12:00:00")
     parser.add_argument(
         "--sweep", nargs="+", default=[], metavar="key=a,b", help="one array task for each combination of the values"
@@ -39,16 +44,19 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{Path.cwd()}: submit from {REPOSITORY}, where the job runs and relative paths start")
 
     per_node = args.ntasks_per_node if args.gpus_per_node is None else args.gpus_per_node
-    for field, value in (("nodes", args.nodes), ("gpus-per-node or ntasks-per-node", per_node)):
-        if value < 1:
+    sizes = {"nodes": args.nodes, "gpus-per-node or ntasks-per-node": per_node, "gpu-memory": args.gpu_memory}
+    for field, value in sizes.items():
+        if value is not None and value < 1:
             raise UserError(f"--{field}: {value} is not allowed; give at least 1")
     recipe = load_recipe(args.recipe, args.overrides)
+    nodes = args.nodes or 1
+    if args.gpu_memory is not None:
+        nodes = fit(recipe, args.nodes, per_node, args.gpu_memory)
     tasks = sweep(recipe, args.sweep)
     for task in tasks or [[]]:
-        load_recipe(args.recipe, [*args.overrides, *task]).micro_batches(args.nodes * per_node)
+        load_recipe(args.recipe, [*args.overrides, *task]).micro_batches(nodes * per_node)
 
-    # The number of nodes and GPUs is the user's; launch/plan.py tells what the recipe needs.
-    options = [f"--nodes={args.nodes}", f"--ntasks-per-node={per_node}", f"--job-name={Path(recipe.output_dir).name}"]
+    options = [f"--nodes={nodes}", f"--ntasks-per-node={per_node}", f"--job-name={Path(recipe.output_dir).name}"]
     options += [f"--gpus-per-node={args.gpus_per_node}"] if args.gpus_per_node else []
     options += [f"--time={args.time}"] if args.time else []
     options += [f"--array=0-{len(tasks) - 1}"] if tasks else []
@@ -68,6 +76,35 @@ def main(argv: list[str]) -> None:
     if done.returncode:
         raise UserError(f"sbatch refused: {done.stderr}")
     print(done.stdout, end="")
+
+
+def fit(recipe: Recipe, nodes: int | None, per_node: int, gib: float) -> int:
+    """The fewest nodes, or the given number, on which the recipe's own strategy fits cards of `gib` GiB.
+
+    Raises:
+        UserError: it fits on none; what would is told.
+    """
+    from neuroada.planning.plan import GIB, make_plan, needed
+
+    batch = recipe.train.global_batch_size
+    tried = (
+        [nodes] if nodes else [count for count in range(1, batch // per_node + 1) if batch % (count * per_node) == 0]
+    )
+    if not tried:
+        raise UserError(
+            f"train.global_batch_size = {batch}: does not divide over {per_node} ranks of a node; set it to a multiple"
+        )
+    for count in tried:
+        plan = make_plan(recipe, count * per_node)
+        wanted = needed(plan.chosen.memory.peak_bytes) / GIB
+        if wanted <= gib:
+            print(f"plan: {wanted:.1f} GiB a card with {plan.chosen.strategy} on {count} node(s) of {per_node}")
+            return count
+    better = make_plan(recipe, tried[-1] * per_node, gib * GIB).chosen.strategy  # or says what would fit
+    raise UserError(
+        f"--gpu-memory {gib:g}: {plan.chosen.strategy} needs {wanted:.1f} GiB a card on {tried[-1]} node(s) of "
+        f"{per_node}; set engine.{'name' if better == 'fsdp2' else 'ds_config'}={better}"
+    )
 
 
 def sweep(recipe: Recipe, fields: list[str]) -> list[list[str]]:

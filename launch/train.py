@@ -38,9 +38,10 @@ def main(argv: list[str]) -> None:
     # torch and its friends, once the recipe stands
     from neuroada.evaluation.trained import check_tasks, evaluate_trained
     from neuroada.reporting import write_report
+    from neuroada.tasks.table import get_task
     from neuroada.training.run import train
 
-    generated = recipe.evaluate.tasks
+    generated = [] if get_task(recipe.task).num_labels else recipe.evaluate.tasks  # a classifier is scored as it trains
     if generated:
         check_tasks(generated, recipe.data_dir)
     trained = train(recipe, stop)

@@ -1,14 +1,16 @@
 """The plan of a recipe: one rank's memory under every strategy, the work of a step, and the strategy for a card."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from neuroada.errors import UserError
 from neuroada.planning.methods import METHODS
 from neuroada.planning.model_config import find_config
 from neuroada.planning.step import Step, record_step
-from neuroada.planning.strategies import STRATEGIES, Memory, memory
+from neuroada.planning.strategies import STRATEGIES, Memory, memory, zero_options
 from neuroada.planning.work import Work, work
+from neuroada.training.engines.deepspeed import read_ds_config
 from neuroada.training.recipe import Recipe
 
 GIB = 2**30
@@ -76,15 +78,17 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
         UserError: the model's configuration is nowhere, the batch does not divide over the ranks, or no strategy fits
             the card; then it says what would.
     """
-    own = own_strategy(recipe, world_size)
-    accumulating = _micro_batches(recipe, world_size) > 1
+    own, zero = own_strategy(recipe, world_size)
+    accumulating = recipe.micro_batches(world_size) > 1
     config, origin = find_config(recipe.model)
     step = record_step(recipe, config, accumulating)
-    names = ("single", "zero3_offload") if world_size == 1 else ("zero0", *_RUNNABLE)
+    names = ("single", "zero3_offload") if world_size == 1 else ("zero0", *_runnable(world_size))
     ranks = [rank_plan(recipe, config, step, name, world_size, card_bytes) for name in names]
     if card_bytes is None:
-        chosen = next((rank for rank in ranks if rank.strategy == own), None)
-        chosen = chosen or rank_plan(recipe, config, step, own, world_size, card_bytes)
+        chosen = next((rank for rank in ranks if rank.strategy == own and zero is None), None)
+        if chosen is None:
+            chosen = rank_plan(recipe, config, step, own, world_size, card_bytes, zero)
+            ranks.append(chosen)
     else:
         fitting = [rank for rank in ranks if rank.fits and rank.strategy != "zero0"]
         if not fitting:
@@ -98,11 +102,19 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
 
 
 def rank_plan(
-    recipe: Recipe, config: Any, step: Step, strategy: str, world_size: int, card_bytes: float | None
+    recipe: Recipe,
+    config: Any,
+    step: Step,
+    strategy: str,
+    world_size: int,
+    card_bytes: float | None,
+    zero: dict[str, Any] | None = None,
 ) -> RankPlan:
-    held = memory(step, strategy, world_size)
+    """zero: the zero_optimization section of the user's own DeepSpeed file, whose `strategy` is the nearest of ours."""
+    held = memory(step, strategy, world_size, zero)
     fits = None if card_bytes is None else needed(held.peak_bytes) <= card_bytes
-    return RankPlan(world_size, strategy, held, work(recipe, config, step, strategy, world_size), fits)
+    name = strategy if zero is None else Path(recipe.engine.ds_config).stem
+    return RankPlan(world_size, name, held, work(recipe, config, step, strategy, world_size), fits)
 
 
 def needed(peak_bytes: int) -> float:
@@ -110,35 +122,37 @@ def needed(peak_bytes: int) -> float:
     return peak_bytes * FRAGMENTATION + CONTEXT_BYTES
 
 
-def own_strategy(recipe: Recipe, world_size: int) -> str:
-    """The strategy the recipe's engine section names; one process is `single` whatever it says."""
-    if world_size == 1 and recipe.engine.ds_config != "zero3_offload":
-        return "single"
-    name = "fsdp2" if recipe.engine.name == "fsdp2" else recipe.engine.ds_config
-    if name not in STRATEGIES:
-        raise UserError(f"engine.ds_config = {name}: cannot be planned; plans know {', '.join(_RUNNABLE)}")
-    return name
+def own_strategy(recipe: Recipe, world_size: int) -> tuple[str, dict[str, Any] | None]:
+    """The strategy the recipe's engine section names, and, of a DeepSpeed file of the user's own, its options.
+
+    One process is `single` whatever the recipe says.
+    """
+    name = recipe.engine.ds_config
+    if world_size == 1 and name != "zero3_offload":
+        return "single", None
+    if recipe.engine.name == "fsdp2":
+        return "fsdp2", None
+    zero = read_ds_config(recipe, world_size).get("zero_optimization", {})
+    if name in STRATEGIES:
+        return name, None
+    stage = f"zero{zero.get('stage', 0)}"
+    if zero.get("zero_hpz_partition_size", 1) > 1:
+        return "zero3_hpz", zero
+    offloaded = zero.get("offload_param", {}).get("device", "none") != "none"
+    return (f"{stage}_offload" if offloaded else stage), zero
+
+
+def _runnable(world_size: int) -> list[str]:
+    """The strategies an engine runs on so many ranks; hpZ wants several whole nodes."""
+    node = zero_options("zero3_hpz")["zero_hpz_partition_size"]
+    return [name for name in _RUNNABLE if name != "zero3_hpz" or (world_size > node and world_size % node == 0)]
 
 
 def compare_methods(recipe: Recipe) -> dict[str, Memory]:
     """One process' memory at the peak, by method, on the recipe's model and batch."""
     config, _ = find_config(recipe.model)
-    accumulating = _micro_batches(recipe, 1) > 1
+    accumulating = recipe.micro_batches(1) > 1
     return {name: memory(record_step(recipe, config, accumulating, name), "single", 1) for name in METHODS}
-
-
-def _micro_batches(recipe: Recipe, world_size: int) -> int:
-    """As `Recipe.micro_batches`, with a remedy for the number of ranks asked about."""
-    try:
-        return recipe.micro_batches(world_size)
-    except UserError as error:
-        size = recipe.train.global_batch_size
-        if size % world_size:
-            ranks = max(n for n in range(1, world_size) if size % n == 0)
-            raise UserError(f"{error}; use {ranks} ranks, or a batch that {world_size} divides") from None
-        share = size // world_size
-        micro = max(n for n in range(1, min(share, recipe.train.micro_batch_size) + 1) if share % n == 0)
-        raise UserError(f"{error}; use train.micro_batch_size={micro}") from None
 
 
 def _what_would_fit(recipe: Recipe, config: Any, world_size: int, card_bytes: float) -> str:
@@ -153,7 +167,7 @@ def _what_would_fit(recipe: Recipe, config: Any, world_size: int, card_bytes: fl
         step = record_step(saving, config, accumulating=True)
         ranks = world_size
         while ranks <= saving.train.global_batch_size:
-            names = _RUNNABLE if ranks > 1 else ("single", "zero3_offload")
+            names = _runnable(ranks) if ranks > 1 else ("single", "zero3_offload")
             peaks = {name: needed(memory(step, name, ranks).peak_bytes) for name in names}
             fitting = [name for name in names if peaks[name] <= card_bytes]
             if fitting:

@@ -8,6 +8,7 @@ strategy's way.
 | zero2 | parameters | gradients, fp32 master copy, moments | gradient buckets |
 | zero3 | | parameters, gradients, master copy, moments | gathered parameters, a gradient bucket |
 | fsdp2 | | parameters, gradients, moments | gathered layers, a layer's whole gradients |
+| zero3_hpz | | as zero3, and a second copy of the parameters cut over zero_hpz_partition_size ranks | as zero3 |
 | zero3_offload | | (in host memory) | as zero3 |
 
 DeepSpeed's rules are read in its source (0.19.8): `setup_buckets` of stage_1_and_2.py (two buffers of
@@ -26,13 +27,13 @@ from neuroada.planning.step import Parameter, Step
 from neuroada.planning.timeline import ACTIVATIONS, GRADIENTS, TEMPORARY, USE
 from neuroada.training.engines.deepspeed import DS_CONFIGS
 
-STRATEGIES = ("single", "zero0", "zero1", "zero2", "fsdp2", "zero3", "zero3_offload")
+STRATEGIES = ("single", "zero0", "zero1", "zero2", "fsdp2", "zero3_hpz", "zero3", "zero3_offload")
 """From the cheapest to run to the dearest: more communication to the right."""
 
 FP32 = 4
 FSDP2_LAYERS = 3  # whole layers at a time: the running one, the next one arriving, and the buffer it arrives in
 
-SHARDED = ("zero3", "fsdp2", "zero3_offload")
+SHARDED = ("fsdp2", "zero3_hpz", "zero3", "zero3_offload")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | No
     for param in step.params:
         numel = cut(param.numel, world_size) if sharded else param.numel
         kept[param.kind] = kept.get(param.kind, 0) + numel * param.itemsize
+        if strategy == "zero3_hpz":
+            kept[param.kind] += cut(param.numel, int(zero["zero_hpz_partition_size"])) * param.itemsize
     if strategy in ("single", "zero0"):
         kept["optimizer"] = 2 * sum(param.nbytes for param in trained)
     elif strategy == "fsdp2":
@@ -70,7 +73,7 @@ def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | No
     gradients = step.timeline.live(GRADIENTS)
     if step.accumulating:
         gradients = np.full_like(gradients, sum(param.nbytes for param in trained))
-    if strategy in ("zero2", "zero3", "zero3_offload"):
+    if strategy == "zero2" or strategy.startswith("zero3"):
         gradients = np.full_like(gradients, FP32 * trained_here)  # whole ones stand in the buckets only
     elif strategy == "fsdp2":
         gradients = np.full_like(gradients, sum(cut(p.numel, world_size) * p.itemsize for p in trained))

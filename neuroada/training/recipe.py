@@ -108,13 +108,20 @@ class Recipe(Section):
 
     def micro_batches(self, world_size: int) -> int:
         """Micro batches a rank runs for one optimizer step."""
-        per_pass = self.train.micro_batch_size * world_size
-        if self.train.global_batch_size % per_pass:
+        batch, micro = self.train.global_batch_size, self.train.micro_batch_size
+        if batch % (micro * world_size):
+            if batch % world_size:
+                ranks = max(n for n in range(1, world_size) if batch % n == 0)
+                remedy = f"use {ranks} ranks, or a batch that {world_size} divides"
+            else:
+                share = batch // world_size
+                fitting = max(n for n in range(1, min(share, micro) + 1) if share % n == 0)
+                remedy = f"use train.micro_batch_size={fitting}"
             raise UserError(
-                f"train.global_batch_size = {self.train.global_batch_size}: train.micro_batch_size x ranks = "
-                f"{self.train.micro_batch_size} x {world_size} = {per_pass} does not divide it"
+                f"train.global_batch_size = {batch}: train.micro_batch_size x ranks = {micro} x {world_size} = "
+                f"{micro * world_size} does not divide it; {remedy}"
             )
-        return self.train.global_batch_size // per_pass
+        return batch // (micro * world_size)
 
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that decide what is learnt: two runs that share them have the same curve."""

@@ -133,7 +133,9 @@ def choose_later(engine: Engine, model: nn.Module, recipe: Recipe, material: Mat
 
     def backward_of_first() -> None:
         chosen = global_batch(0, CALIBRATION, len(material.data), recipe.train.seed)
-        partial_loss(engine, recipe, material, chosen, of=chosen).backward()
+        # Not through the engine, which would count this pass as a part of a step.
+        partial_loss(model, engine.device, recipe, material, chosen, of=chosen).backward()
+        engine.release()
 
     choose_connections(engine, cast(Any, model).base_model, recipe, backward_of_first)
 
@@ -220,21 +222,21 @@ def run_micro_batches(engine: Engine, recipe: Recipe, material: Material, step: 
     torch.manual_seed(hash((recipe.train.seed, step, engine.rank)) & 0x7FFF_FFFF)
     mine = share(batch, lengths, engine.rank, engine.world_size, recipe.train.micro_batch_size)
     for chosen in mine:
-        part = partial_loss(engine, recipe, material, chosen, of=batch)
+        part = partial_loss(engine.model, engine.device, recipe, material, chosen, of=batch)
         engine.backward(part)
         loss += part.detach()
     return engine.reduce(loss).item(), int(lengths[batch].sum())
 
 
 def partial_loss(
-    engine: Engine, recipe: Recipe, material: Material, chosen: np.ndarray, of: np.ndarray
+    model: nn.Module, device: torch.device, recipe: Recipe, material: Material, chosen: np.ndarray, of: np.ndarray
 ) -> torch.Tensor:
     """Forward of the examples `chosen`: their part of the loss, which is a mean over all of the batch `of`."""
     data, pad_id = material.data, material.tokenizer.pad_token_id
     if isinstance(data, Texts):
-        return text_loss(engine.model, data.collate(chosen, pad_id, engine.device), data.labels[chosen], len(of))
-    micro = collate(data, chosen, recipe.train.packing, pad_id).to(engine.device)
-    return answer_loss(engine.model, micro, int(data.num_answer_tokens[of].sum()))
+        return text_loss(model, data.collate(chosen, pad_id, device), data.labels[chosen], len(of))
+    micro = collate(data, chosen, recipe.train.packing, pad_id).to(device)
+    return answer_loss(model, micro, int(data.num_answer_tokens[of].sum()))
 
 
 def base_fingerprint(model: nn.Module) -> str | None:

@@ -103,12 +103,37 @@ def test_a_batch_that_does_not_divide_is_told_what_does():
         (["--gpus", "two"], "--gpus: two: must be a whole number of at least 1"),
         (["--gpu-memory", "-1"], "--gpu-memory: -1: must be a number above 0"),
         (["model=nobody/nothing"], "model = nobody/nothing: its config.json is in no folder"),
-        (["engine.ds_config=mine"], "engine.ds_config = mine: cannot be planned"),
+        (["engine.ds_config=mine"], "engine.ds_config = mine: no such file in ds_configs/"),
     ],
 )
 def test_mistakes_are_status_2(plan, arguments, said):
     status, printed = plan("--recipe", "llama32_1b_math", "--gpus", "2", *arguments)
     assert status == 2 and said in printed
+
+
+def test_hpz_keeps_a_second_copy_on_every_node():
+    recipe = load_recipe(
+        "llama7b_math", ["train.global_batch_size=16", "train.micro_batch_size=1", "engine.ds_config=zero3_hpz"]
+    )
+    with pytest.raises(UserError, match="zero_hpz_partition_size = 8 does not divide 4 ranks"):
+        make_plan(recipe, 4)
+    plan = make_plan(recipe, 16)
+    held = {rank.strategy: rank.memory.by_kind for rank in plan.ranks}
+    assert plan.chosen.strategy == "zero3_hpz"
+    assert held["zero3_hpz"]["weights"] == pytest.approx(held["zero3"]["weights"] * 3)  # 1/16 and 1/8
+    assert held["zero3_hpz"]["optimizer"] == held["zero3"]["optimizer"]
+    assert "zero3_hpz" not in {rank.strategy for rank in make_plan(recipe.model_copy(
+        update={"engine": recipe.engine.model_copy(update={"ds_config": "zero3"})}), 8).ranks}  # fmt: skip
+
+
+def test_a_file_of_the_users_own_is_planned_by_its_options(tmp_path):
+    small = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 1_000_000}}
+    (tmp_path / "mine.json").write_text(json.dumps(small))
+    recipe = load_recipe("llama32_1b_math", [f"engine.ds_config={tmp_path / 'mine.json'}"])
+    plan = make_plan(recipe, 2)
+    assert plan.chosen.strategy == "mine"
+    assert plan.chosen.memory.by_kind["buckets"] == 4_000_000
+    assert plan.chosen.memory.by_kind["weights"] == 1_235_814_400
 
 
 def test_bytes_sent():

@@ -44,7 +44,10 @@ def test_repeating_the_middle_layer_equals_recording_all(monkeypatch, checkpoint
     whole = record_step(recipe, config, accumulating)
     assert short.params == whole.params
     for strategy in STRATEGIES:
-        for options in ({}, {"stage3_max_reuse_distance": 30_000, "stage3_prefetch_bucket_size": 20_000}):
+        for options in (
+            {"zero_hpz_partition_size": 2},
+            {"zero_hpz_partition_size": 2, "stage3_max_reuse_distance": 30_000, "stage3_prefetch_bucket_size": 20_000},
+        ):
             assert memory(short, strategy, 4, options) == memory(whole, strategy, 4, options), strategy
 
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from neuroada import NeuroAdaConfig
 from neuroada.sharding.count import kept_bytes
 from neuroada.sources.tiny import make_tiny
+from neuroada.training.engines.deepspeed import DS_CONFIGS
 
 K = 4
 ROWS = 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)  # neurons of the tiny model's seven projections, both layers
@@ -19,6 +20,7 @@ CASES = {
     **ENGINES,
     "zero3 defaults": ["engine.name=deepspeed", "engine.ds_config={tmp}/zero3_defaults.json"],
     "zero3 nothing kept": ["engine.name=deepspeed", "engine.ds_config={tmp}/zero3_nothing_kept.json"],
+    "zero3 hpz": ["engine.name=deepspeed", "engine.ds_config={tmp}/zero3_hpz.json"],
     "zero3 offload": ["engine.name=deepspeed", "engine.ds_config=zero3_offload"],
     "zero3 checkpointed": [*ENGINES["zero3"], "train.activation_checkpointing=true"],
     "fsdp2 checkpointed": [*ENGINES["fsdp2"], "train.activation_checkpointing=true"],
@@ -42,11 +44,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, list[
     tiny = make_tiny(tmp / "tiny")
     (tmp / "zero3_defaults.json").write_text(json.dumps({"zero_optimization": ZERO3}))
     (tmp / "zero3_nothing_kept.json").write_text(json.dumps({"zero_optimization": ZERO3 | NOTHING_KEPT}))
+    hpz = json.loads((DS_CONFIGS / "zero3_hpz.json").read_text())
+    hpz["zero_optimization"]["zero_hpz_partition_size"] = 2  # ours is for nodes of eight
+    (tmp / "zero3_hpz.json").write_text(json.dumps(hpz))
     for ranks in (1, 2, 3, 4):
         cases = {
             case: [field.format(tmp=tmp) for field in fields] + [f"model={tiny}", f"output_dir={tmp / 'run'}"]
             for case, fields in CASES.items()
             if ("single" in case) == (ranks == 1) or (ranks == 1 and case in ("zero3", "fsdp2"))
+            if ranks == 4 or "hpz" not in case  # two nodes of two
         }
         run_ranks(ranks, "sharding/ranks_sharding.py", {"out": str(tmp / "out"), "cases": cases}, tmp)
     said: dict[str, dict[int, list[dict]]] = {}

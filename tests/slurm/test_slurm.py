@@ -1,5 +1,6 @@
 """Real jobs on a real SLURM of two nodes: batch scripts, signals, requeueing, faults, mistakes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -216,6 +217,18 @@ def test_array_gives_each_task_its_own_overrides(jobs: Jobs, cluster: Cluster) -
     )
     seeds = [load_recipe(str(path)).train.seed for path in sorted((jobs.folder / "sweep").glob("*/recipe.yaml"))]
     assert seeds == [1, 2]
+
+
+def test_evaluation_on_two_nodes(jobs: Jobs, cluster: Cluster) -> None:
+    log, out = jobs.folder / "evaluate.out", jobs.folder / "evaluated"
+    jobs.site.write_text(f"PYTHON=({sys.executable})\nexport TQDM_DISABLE=1\n")
+    number = cluster.run(
+        "sbatch", "--parsable", "--nodes=2", f"--output={log}", f"--export=ALL,NEUROADA_SITE={jobs.site}",
+        "launch/slurm/evaluate.sbatch", "--model", str(jobs.model), "--tasks", "arithmetic", "--limit", "6",
+        "--data-dir", str(jobs.folder / "data"), "--out", str(out), cwd=REPOSITORY,
+    ).strip()  # fmt: skip
+    assert cluster.wait_for_end(number, START_SECONDS)["JobState"] == "COMPLETED", log.read_text()
+    assert json.loads((out / "results.json").read_text())["tasks"]["arithmetic"]["n"] == 6
 
 
 def test_outside_slurm_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,6 +122,17 @@ def test_every_engine_learns_and_scores_the_same(runs: dict[tuple[str, int], Pat
         assert found.keys() == adapter.keys()
         for name, tensor in adapter.items():
             assert found[name].float().numpy() == pytest.approx(tensor.float().numpy(), abs=2e-5), (folder, name)
+
+
+def test_the_command_trains_and_scores(encoder: Path, data: Path, tmp_path: Path) -> None:
+    """As a user runs it: the recipe as it is, the frozen base first."""
+    folder = tmp_path / "run"
+    wanted = fields(encoder, data, folder, "evaluate.frozen_base=true", "train.max_steps=2")
+    command = [sys.executable, "launch/train.py", "--recipe", "minilm_sst2", *wanted]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert result(folder)["frozen_base"] == result(folder / "frozen_base")["sound"]
+    assert done.stdout.endswith(f"trained: {folder / 'adapter'}\n")
 
 
 def test_a_run_moves_to_another_engine_and_world_size(

@@ -13,10 +13,20 @@ from distributed_runs import TinyRuns, assert_same_curve, losses
 from safetensors.torch import load_file
 
 SOURCES = [("single", 1), *itertools.product(("zero1", "zero2", "zero3", "fsdp2"), (1, 2, 3, 4))]
+BY_GRADIENT = [("single", 1), ("zero2", 2), ("zero3", 2), ("zero3", 3), ("fsdp2", 3), ("fsdp2", 4)]
 
 
 @pytest.fixture(scope="module")
-def sources(tiny_runs: TinyRuns) -> dict[tuple[str, int], Path]:
+def by_gradient(tiny_runs: TinyRuns) -> dict[tuple[str, int], Path]:
+    """Runs whose connections the gradient chooses; queued only, so that they share the ranks of `sources`."""
+    return {
+        source: tiny_runs.add(f"gradient-{source[0]}x{source[1]}", *source, "adapter.selection=gradient")
+        for source in BY_GRADIENT
+    }
+
+
+@pytest.fixture(scope="module")
+def sources(tiny_runs: TinyRuns, by_gradient: dict) -> dict[tuple[str, int], Path]:
     """The folder of an uninterrupted run for each engine and world size."""
     found = {source: tiny_runs.add(f"{source[0]}x{source[1]}", *source) for source in SOURCES}
     tiny_runs.run()
@@ -50,6 +60,18 @@ def test_the_adapter_is_the_same_file_from_every_engine(sources: dict[tuple[str,
                 assert found[name].equal(tensor)  # the selection, to the bit
             else:
                 assert found[name].numpy() == pytest.approx(tensor.numpy(), abs=2e-5)
+
+
+def test_selection_by_gradient_is_the_same_under_sharding(sources: dict, by_gradient: dict) -> None:
+    first = by_gradient["single", 1]
+    expected = load_file(first / "adapter" / "adapter_model.safetensors")
+    by_size = load_file(sources["single", 1] / "adapter" / "adapter_model.safetensors")
+    names = [name for name in expected if name.endswith("neuroada_idx")]
+    assert not any(expected[name].equal(by_size[name]) for name in names)
+    for source, folder in by_gradient.items():
+        found = load_file(folder / "adapter" / "adapter_model.safetensors")
+        assert all(found[name].equal(expected[name]) for name in names), source
+        assert_same_curve(losses(folder), losses(first))
 
 
 def test_checkpoints_hold_no_frozen_weight(sources: dict[tuple[str, int], Path]) -> None:

@@ -46,6 +46,9 @@ class Engine(Protocol):
     def step(self, lr: float) -> float:
         """Clip, take an AdamW step at `lr`, clear the gradients; returns their norm before clipping."""
 
+    def release(self) -> None:
+        """Let go of what a pass that was no part of a step has left gathered."""
+
     def reduce(self, values: torch.Tensor) -> torch.Tensor:
         """The sum of a small tensor over ranks."""
 

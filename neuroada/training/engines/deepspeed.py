@@ -126,6 +126,9 @@ class DeepSpeedEngine:
         self.engine.step()
         return float(self.engine.get_global_grad_norm())
 
+    def release(self) -> None:
+        self.engine.empty_partition_cache()  # of ZeRO-3: modules whose input needs no gradient stay gathered
+
     def reduce(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values)
         return values

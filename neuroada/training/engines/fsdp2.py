@@ -94,6 +94,9 @@ class Fsdp2Engine:
         self.optimizer.zero_grad()
         return cast(DTensor, norm).full_tensor().item()
 
+    def release(self) -> None:
+        pass  # backward has resharded everything
+
     def reduce(self, values: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(values)
         return values

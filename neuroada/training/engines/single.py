@@ -39,6 +39,9 @@ class SingleEngine:
         self.optimizer.zero_grad()
         return norm.item()
 
+    def release(self) -> None:
+        pass  # nothing is gathered
+
     def reduce(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
