@@ -49,7 +49,7 @@ def run_ranks(world_size: int, script: str, argument: object, folder: Path) -> s
                "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
                str(Path(__file__).parent / script), str(path)]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
     output = (done.stdout + done.stderr).splitlines()
     ranks_said = [line for line in output if line.startswith(("[rank", "error:"))]
     assert done.returncode == 0, "\n".join([*ranks_said[-60:], *output[-5:]])
