@@ -8,6 +8,8 @@ import hashlib
 import math
 import secrets
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ REMEDIES = {
     "checkpoints": "let output_dir be one folder that all nodes share",
     "library": "let every node use the same environment",
 }
+ALONE_SECONDS = 20.0  # then a rank tells its mistake, if the others have not come to hear it
 SHARED_SECONDS = 30.0  # a network file system may show a new file to other nodes only after a while
 
 
@@ -54,11 +57,21 @@ def together(engine: Engine) -> Iterator[None]:
         yield
     except UserError as error:
         mistake = str(error)
+    # Ranks that met no mistake may wait inside the block for this one, for as long as the watchdog lets them.
+    alone = threading.Timer(ALONE_SECONDS, _tell, (engine.rank, mistake))
+    alone.daemon = True
+    if mistake is not None:
+        alone.start()
     found = gather(engine, (node_name(), mistake))
+    alone.cancel()
     mistakes = [(node, text) for node, text in found if text is not None]
     if mistakes:
         node, text = mistakes[0]
         raise UserError(text if len(mistakes) == len(found) else f"node {node}: {text}")
+
+
+def _tell(rank: int, mistake: str) -> None:
+    print(f"error: node {node_name()} (rank {rank}): {mistake}", file=sys.stderr, flush=True)
 
 
 def check_ranks(engine: Engine, recipe: Recipe, data: str) -> None:

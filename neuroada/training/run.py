@@ -73,7 +73,8 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
         material = prepare(engine, recipe)
     check_ranks(engine, recipe, material.fingerprint)
     torch.manual_seed(recipe.train.seed)
-    model = load_model(engine, recipe, dtype)
+    with together(engine):
+        model = load_model(engine, recipe, dtype)
     if material.validation is not None:
         start_classifier(model, recipe.train.seed)
     if recipe.train.activation_checkpointing:

@@ -129,3 +129,17 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_newest_checkpoint(tiny: Pa
     assert subprocess.run(command, cwd=REPOSITORY, capture_output=True).returncode == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 81))
+
+
+def test_a_mistake_that_the_others_never_come_to_hear_is_told(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
+    monkeypatch.setattr(preflight, "ALONE_SECONDS", 0.05)
+
+    def lost(engine: Any, mine: Any) -> list[Any]:
+        time.sleep(0.5)  # the other ranks wait somewhere else
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr(preflight, "gather", lost)
+    with pytest.raises(RuntimeError), preflight.together(SimpleNamespace(rank=3, world_size=4)):
+        raise UserError("model = /nowhere: no such folder")
+    assert capsys.readouterr().err == "error: node n2 (rank 3): model = /nowhere: no such folder\n"
