@@ -135,6 +135,21 @@ def test_the_command_trains_and_scores(encoder: Path, data: Path, tmp_path: Path
     assert done.stdout.endswith(f"trained: {folder / 'adapter'}\n")
 
 
+def test_the_merge_command_writes_a_classifier(
+    runs: dict[tuple[str, int], Path], encoder: Path, tmp_path: Path
+) -> None:
+    adapter, out = runs["single", 1] / "adapter", tmp_path / "merged"
+    command = [sys.executable, "launch/merge.py", "--adapter", str(adapter), "--out", str(out), "--verify"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
+    tuned = PeftModel.from_pretrained(base, adapter).eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(out).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        assert merged(ids).logits.equal(tuned(ids).logits)
+
+
 def test_a_run_moves_to_another_engine_and_world_size(
     runs: dict[tuple[str, int], Path], encoder: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, TaskType
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
@@ -83,13 +83,13 @@ def merge(
 
     The same bits as PEFT's merge_and_unload. Memory: the adapter, the base values under its connections (kept in
     `KEPT` for `unmerge`, if `keep_base`) and one block of the checkpoint. `out` appears only when everything was
-    written, its base_fingerprint agreed and, if `verify`, its logits were the adapter's. Adapters of other methods are
-    merged by PEFT, which loads the whole model.
+    written, its base_fingerprint agreed and, if `verify`, its logits were the adapter's. Adapters of other methods, and
+    of classifiers, whose head the base's files may lack, are merged by PEFT, which loads the whole model.
     """
     started = time.monotonic()
     source = Checkpoint(base, "--base-model")
     config = _config(adapter)
-    if config.peft_type != NeuroAdaType.NEUROADA:
+    if config.peft_type != NeuroAdaType.NEUROADA or config.task_type == TaskType.SEQ_CLS:
         with new_folder(out, 2 * source.size) as folder:
             copy_companions(base, folder)
             merge_whole(adapter, base, folder)

@@ -1,10 +1,12 @@
-"""What needs the whole model in memory: merging adapters of other methods, and comparing logits."""
+"""What needs the whole model in memory: merging classifiers and other methods' adapters, and comparing logits."""
 
 import gc
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, TaskType
+from safetensors import safe_open
 
 from neuroada.adapter.config import NeuroAdaType
 from neuroada.errors import UserError
@@ -28,7 +30,7 @@ def verify_logits(adapter: Path, base: Path, merged: Path) -> None:
         expected = model.eval()(tokens).logits
         del model
         gc.collect()
-        found = _load(merged).eval()(tokens).logits
+        found = _load(merged, _labels(adapter)).eval()(tokens).logits
     if not torch.equal(expected, found):
         furthest = (expected.float() - found.float()).abs().max().item()
         raise UserError(f"--verify: the merged logits differ from the adapter's by up to {furthest:.3g}; nothing kept")
@@ -38,7 +40,7 @@ def _adapted(adapter: Path, base: Path) -> Any:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(_load(base), str(adapter))
+        return PeftModel.from_pretrained(_load(base, _labels(adapter)), str(adapter))
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
@@ -46,11 +48,27 @@ def _adapted(adapter: Path, base: Path) -> Any:
         raise UserError(f"--adapter {adapter}: does not fit {base} ({reason}); give its own as --base-model") from None
 
 
-def _load(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+def _labels(adapter: Path) -> int | None:
+    """Outputs of the classifier that was trained with the adapter; None for a causal language model's."""
+    if PeftConfig.from_pretrained(str(adapter)).task_type != TaskType.SEQ_CLS:
+        return None
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        names = [name for name in file.keys() if ".classifier." in name or ".score." in name]  # noqa: SIM118 (no dict)
+        shapes = [file.get_slice(name).get_shape() for name in names]
+    return min(rows for rows, *columns in shapes if columns)  # its last layer has the fewest rows
+
+
+def _load(folder: Path, labels: int | None) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        if labels is None:
+            return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        # Another task's classifier may stand in the base's files.
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype="auto", num_labels=labels, ignore_mismatched_sizes=True
+        )
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: not loaded as a causal language model ({reason})") from None
+        kind = "causal language model" if labels is None else "classifier"
+        raise UserError(f"{folder}: not loaded as a {kind} ({reason})") from None
