@@ -146,8 +146,8 @@ def test_the_merge_command_writes_a_classifier(
     tuned = PeftModel.from_pretrained(base, adapter).eval()
     merged = AutoModelForSequenceClassification.from_pretrained(out).eval()
     ids = torch.arange(5, 25)[None]
-    with torch.inference_mode():
-        assert merged(ids).logits.equal(tuned(ids).logits)
+    with torch.inference_mode():  # to the bit is what --verify saw
+        torch.testing.assert_close(merged(ids).logits, tuned(ids).logits)
 
 
 def test_a_run_moves_to_another_engine_and_world_size(
