@@ -16,6 +16,8 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Call `main(argv)` and exit: 0 done, 2 a user's mistake, 75 preempted with a checkpoint, 130 interrupted."""
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "160")  # for tables in a log: without a terminal rich would cut them at 80
     try:
         main(sys.argv[1:])
     except UserError as mistake:

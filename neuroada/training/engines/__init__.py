@@ -87,8 +87,10 @@ def trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def base_numel(model: nn.Module) -> int:
-    """Parameters of the base model, as its card counts them: NeuroAda's indices, base values and deltas left out."""
-    counted = (param for name, param in model.named_parameters() if ".neuroada_" not in name)
+    """Parameters of the base model, as its card counts them: what an adapter has brought along is left out."""
+    tuner = getattr(model, "base_model", None)  # of a model that PEFT wrapped; its own names begin with `prefix`
+    brought = (f".{getattr(tuner, 'prefix', 'neuroada_')}", ".modules_to_save.")
+    counted = (param for name, param in model.named_parameters() if not any(part in name for part in brought))
     return sum(sharding.shape(param).numel() for param in counted)
 
 
