@@ -70,7 +70,7 @@ def check(model: str, strategy: str, ranks: int, checkpointing: bool = False) ->
         environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"{strategy} on {ranks}: {done.stderr[-2000:]}")
+            sys.exit(f"{strategy} on {ranks}: {done.stderr[-6000:]}")
         return planned(values, strategy, ranks, options), json.loads(result.read_text())
 
 
