@@ -34,25 +34,24 @@ from neuroada.training.run import prepare, run_micro_batches
 from neuroada.training.schedule import lr_at
 
 VARIANTS = ("exact", "rounded", "bf16")
-write_exactly = linear.write_entries
+exactly = linear.adapted
 
 
 def round_to_bf16(values: torch.Tensor) -> torch.Tensor:
     return values.bfloat16().float()
 
 
-def write_rounded(weight, idx_bytes, base, delta=None) -> None:
-    written = base if delta is None else round_to_bf16(base + delta.detach())
-    write_exactly(weight, idx_bytes, written)
+def rounded(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    return round_to_bf16(exactly(base, delta))
 
 
 @contextmanager
 def writing(variant: str) -> Iterator[None]:
-    linear.write_entries = write_exactly if variant == "exact" else write_rounded
+    linear.adapted = exactly if variant == "exact" else rounded
     try:
         yield
     finally:
-        linear.write_entries = write_exactly
+        linear.adapted = exactly
 
 
 def train(recipe: Recipe, variant: str, steps: int) -> tuple[float, float, float]:
@@ -79,7 +78,7 @@ def train(recipe: Recipe, variant: str, steps: int) -> tuple[float, float, float
         _, _, report = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)
         data = encode(report, task, material.tokenizer, recipe.train.max_length)
         loss = mean_answer_loss(model.eval(), data, material.tokenizer.pad_token_id)
-    base = torch.cat([layer.neuroada_base["default"].flatten() for layer in layers])
+    base = torch.cat([layer.base_values("default").flatten() for layer in layers])
     delta = torch.cat([layer.neuroada_delta["default"].detach().flatten() for layer in layers])
     moved = round_to_bf16(base + delta) - base
     trained = delta != 0

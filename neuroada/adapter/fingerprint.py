@@ -33,5 +33,6 @@ def _connections(layers: Iterable[NeuroAdaLinear], adapter: str) -> Iterator[Con
     for layer in sorted(layers, key=lambda layer: layer.name):
         if adapter not in layer.neuroada_idx:
             continue
-        with sharding.whole(layer.neuroada_idx[adapter]) as idx, sharding.whole(layer.neuroada_base[adapter]) as base:
+        base = layer.base_values(adapter)
+        with sharding.whole(layer.neuroada_idx[adapter]) as idx:
             yield layer.name, idx, base

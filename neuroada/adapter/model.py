@@ -98,9 +98,6 @@ class NeuroAdaModel(BaseTuner):
         if problem:
             raise UserError(f"target_modules: {name} {problem}; leave it out of target_modules")
 
-    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Nothing to cast: deltas are made in fp32, and base values must keep the weight's dtype."""
-
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         if isinstance(child, ModulesToSaveWrapper):  # PEFT's looks for its weight, which a classifier lacks (0.21.2)
             setattr(parent, child_name, new_module)
@@ -122,12 +119,10 @@ class NeuroAdaModel(BaseTuner):
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        """What an adapter's file holds: indices and deltas. The base values are the base model's own, and are left out;
-        their fingerprint goes into the configuration, which PEFT writes next."""
+        """What an adapter's file holds; its base's fingerprint goes into the configuration, which PEFT writes next."""
         layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
         cast(NeuroAdaConfig, config).base_fingerprint = fingerprint(layers, adapter_name)
-        kept = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        return {key: value for key, value in kept.items() if ".neuroada_base." not in key}
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     def _check_fingerprints(self, _: Any) -> None:
         """After a file was loaded: refuse an adapter that was trained on other base weights."""

@@ -1,9 +1,12 @@
-"""The in-weight bypass: a Linear whose selected connections are set to base + delta where the weight is materialised.
+"""The in-weight bypass: a Linear whose selected connections hold base + delta while, and only while, it multiplies.
 
 A bypass on selected connections equals a change of those entries of W. So nothing is added to the forward pass: the
-entries are assigned (not added: twice is harmless), then the ordinary linear runs.
+entries are changed in place, the ordinary linear runs, and the entries are put back. The weight keeps the base values
+itself; no copy of them is stored, or travels where weights are gathered.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,21 +15,39 @@ import torch.nn.functional as F
 from neuroada.ops.indices import unpack_indices
 from neuroada.ops.sampled_gradient import sampled_gradient
 
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-def write_entries(
-    weight: torch.Tensor, idx_bytes: torch.Tensor, base: torch.Tensor, delta: torch.Tensor | None = None
-) -> None:
-    """weight[r, idx[r, j]] = base[r, j] + delta[r, j], in place and unseen by autograd; delta None restores the base.
 
-    weight [out, in]; idx_bytes [out, 2k] uint8; base [out, k] in the weight's dtype; delta [out, k], fp32 or wider.
-    The sum is rounded once, to the weight's dtype.
+def read_entries(weight: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
+    """weight[r, idx[r, j]]. weight [out, in], idx [out, k] int64 -> [out, k]."""
+    return weight.detach().gather(1, idx)
+
+
+def write_entries(weight: torch.Tensor, idx: torch.Tensor, values: torch.Tensor) -> None:
+    """weight[r, idx[r, j]] = values[r, j], in place and unseen by autograd; values [out, k] in the weight's dtype."""
+    # The same bits as integers: on CPU a scatter of bf16 takes two hundred times as long (torch 2.13).
+    bits = BITS[weight.element_size()]
+    weight.data.view(bits).scatter_(1, idx, values.contiguous().view(bits))
+
+
+def adapted(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """base + delta, rounded once, to the base's dtype; delta is fp32 or wider."""
+    return (base + delta.detach()).to(base.dtype)
+
+
+@contextmanager
+def bypass(weight: torch.Tensor, idx_bytes: torch.Tensor, delta: torch.Tensor) -> Iterator[None]:
+    """While the block runs, the weight's selected entries hold `adapted` values; then the same bits as before.
+
+    weight [out, in]; idx_bytes [out, 2k] uint8; delta [out, k].
     """
-    values = base if delta is None else (base + delta.detach()).to(weight.dtype)
-    entries = weight.data
-    if entries.element_size() == 2:
-        # The same bits as integers: on CPU a scatter of bf16 takes two hundred times as long (torch 2.13).
-        entries, values = entries.view(torch.int16), values.contiguous().view(torch.int16)
-    entries.scatter_(1, unpack_indices(idx_bytes), values)
+    idx = unpack_indices(idx_bytes)
+    base = read_entries(weight, idx)
+    write_entries(weight, idx, adapted(base, delta))
+    try:
+        yield
+    finally:  # whatever happens: a second delta on top of a first would be a silent mistake
+        write_entries(weight, idx, base)
 
 
 def keeps_entries(weight: torch.Tensor, delta: torch.Tensor) -> bool:
@@ -46,34 +67,32 @@ class _InWeightLinear(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         idx_bytes: torch.Tensor,
-        base: torch.Tensor,
         delta: torch.Tensor,
     ) -> torch.Tensor:
-        write_entries(weight, idx_bytes, base, delta)
         ctx.keeps_entries = keeps_entries(weight, delta)
         kept = x.index_select(-1, unpack_indices(idx_bytes).flatten()) if ctx.keeps_entries else x
         # The Parameters themselves, never views: ZeRO-3 and FSDP2 swap their data and gather it again for backward.
-        ctx.save_for_backward(kept, weight, idx_bytes, base, delta)
-        return F.linear(x, weight, bias)
+        ctx.save_for_backward(kept, weight, idx_bytes, delta)
+        with bypass(weight, idx_bytes, delta):
+            return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dy,) = grads
-        kept, weight, idx_bytes, base, delta = ctx.saved_tensors
+        kept, weight, idx_bytes, delta = ctx.saved_tensors
         dx = dbias = ddelta = None
         if ctx.needs_input_grad[0]:
-            # Where the weight was gathered anew its entries are the base's, after a switch another adapter's.
-            write_entries(weight, idx_bytes, base, delta)
-            dx = dy @ weight
+            with bypass(weight, idx_bytes, delta):
+                dx = dy @ weight
         if ctx.needs_input_grad[2]:
             dbias = dy.flatten(0, -2).sum(0)
-        if ctx.needs_input_grad[5]:
+        if ctx.needs_input_grad[4]:
             if ctx.keeps_entries:
                 columns = torch.arange(delta.numel(), device=dy.device).view(delta.shape)
             else:
                 columns = unpack_indices(idx_bytes)
             ddelta = sampled_gradient(dy, kept, columns).to(delta.dtype)
-        return dx, None, dbias, None, None, ddelta
+        return dx, None, dbias, None, ddelta
 
 
 def in_weight_linear(
@@ -81,12 +100,11 @@ def in_weight_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     idx_bytes: torch.Tensor,
-    base: torch.Tensor,
     delta: torch.Tensor,
 ) -> torch.Tensor:
-    """y = x @ W'.T + bias, where W' is `weight` with base + delta at the selected entries; W' is left in `weight`.
+    """y = x @ W'.T + bias, where W' is `weight` with delta added at the selected entries.
 
-    x [..., in] -> [..., out]. Gradients reach x, bias and delta; `weight` is frozen and only its selected entries are
-    written. Shapes as in `write_entries`.
+    x [..., in] -> [..., out]; the rest as in `bypass`. Gradients reach x, bias and delta; `weight` is frozen, and is
+    left as it was found.
     """
-    return _InWeightLinear.apply(x, weight, bias, idx_bytes, base, delta)
+    return _InWeightLinear.apply(x, weight, bias, idx_bytes, delta)

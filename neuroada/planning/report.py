@@ -8,7 +8,7 @@ from neuroada.tasks.table import get_task
 from neuroada.training.recipe import Recipe
 
 _KINDS = (
-    *("weights", "idx", "base", "delta", "classifier", "mask"),
+    *("weights", "idx", "delta", "classifier", "mask"),
     *("gradients", "optimizer", "activations", "temporary", "buckets", "gathered"),
 )
 
@@ -32,7 +32,7 @@ def plan(plan: Plan, card_gib: float | None = None, tokens_per_second: float | N
         f"step       {recipe.train.global_batch_size} sequences, at most {chosen.work.tokens:,} tokens, "
         f"{chosen.work.flops / 1e12:,.1f} TFLOP over all ranks",
         f"sent       {_size(chosen.work.sent_bytes)} a rank and step, {100 * chosen.work.adapter_share:.1f} % of it "
-        "idx, base, delta and gradients",
+        "idx, delta and gradients",
         f"run        {run_length(recipe)}",
     ]
     if tokens_per_second and (steps := steps_of(recipe)):

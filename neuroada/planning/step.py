@@ -30,7 +30,7 @@ RECORDED_LAYERS = 3
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter, or a mask. kind: weights, idx, base, delta, mask or classifier; layer: None outside the layers."""
+    """A parameter, or a mask. kind: weights, idx, delta, mask or classifier; layer: None outside the layers."""
 
     kind: str
     numel: int
@@ -241,7 +241,7 @@ def _owners(model: nn.Module) -> Iterator[tuple[nn.Module, list[Parameter]]]:
 
 
 def _kind(name: str) -> str:
-    for kind in ("idx", "base", "delta"):
+    for kind in ("idx", "delta"):
         if f".neuroada_{kind}." in name:
             return kind
     if ".modules_to_save." in name:

@@ -57,7 +57,7 @@ def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | No
     sharded = strategy in SHARDED
     trained = [param for param in step.params if param.trained]
     trained_here = sum(cut(param.numel, world_size) for param in trained)
-    kept: dict[str, int] = dict.fromkeys(("weights", "idx", "base", "delta"), 0)
+    kept: dict[str, int] = dict.fromkeys(("weights", "idx", "delta"), 0)
     for param in step.params:
         numel = cut(param.numel, world_size) if sharded else param.numel
         kept[param.kind] = kept.get(param.kind, 0) + numel * param.itemsize
@@ -90,7 +90,7 @@ def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | No
     by_kind = kept | {kind: int(curve[peak]) for kind, curve in moving.items()}
     host_bytes = 0
     if strategy == "zero3_offload":
-        for kind in ("weights", "idx", "base", "delta", "mask", "optimizer", "gradients"):
+        for kind in ("weights", "idx", "delta", "mask", "optimizer", "gradients"):
             host_bytes += by_kind.get(kind, 0)
             by_kind[kind] = 0
     return Memory(by_kind, host_bytes)

@@ -73,5 +73,5 @@ def sent_bytes(step: Step, strategy: str, world_size: int, micro_batches: int) -
         return micro_batches * (2 * inside + (1 if strategy == "fsdp2" else 2) * outside)
 
     frozen = gathered([param for param in step.params if param.kind in ("weights", "mask")])
-    adapter = gathered([param for param in step.params if param.kind in ("idx", "base", "delta")])
+    adapter = gathered([param for param in step.params if param.kind in ("idx", "delta")])
     return int(ring * frozen), int(ring * (adapter + micro_batches * gradients))

@@ -1,4 +1,4 @@
-"""What differs between whole tensors, ZeRO-3 partitions and FSDP2 DTensors, behind seven functions.
+"""What differs between whole tensors, ZeRO-3 partitions and FSDP2 DTensors, behind eight functions.
 
 A parameter here is cut along its first dimension: a weight's rows are its neurons. Nothing outside this room names an
 engine's tensors. The three layouts are the modules `plain`, `zero3` and `dtensor`, each with the same functions.
@@ -52,6 +52,12 @@ def own_rows(param: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
             yield slice(0, len(values)), values
     else:
         yield rows, stored(param).view(-1, *shape(param)[1:])[: rows.stop - rows.start]
+
+
+def join_rows(param: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """All rows, on every rank, of what each rank computed from the rows that `own_rows` gave it of `param`: [rows, .].
+    Collective."""
+    return layout(param).join_rows(param, values)
 
 
 def write_rows(param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:

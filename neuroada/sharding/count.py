@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 FP32 = 4
-KINDS = ("idx", "base", "delta")
+KINDS = ("idx", "delta")
 
 
 def kept_numel(shape: torch.Size, ranks: int, layout: Literal["zero3", "fsdp2"]) -> int:
@@ -19,7 +19,7 @@ def kept_numel(shape: torch.Size, ranks: int, layout: Literal["zero3", "fsdp2"])
 
 
 def kept_bytes(model: nn.Module, ranks: int, layout: Literal["zero3", "fsdp2"]) -> dict[str, int]:
-    """Bytes of the fullest rank, by kind: weights, idx, base, delta, moments, and ZeRO-3's fp32 master copy.
+    """Bytes of the fullest rank, by kind: weights, idx, delta, moments, and ZeRO-3's fp32 master copy.
 
     `model` carries its adapter; it may stand on the meta device.
     """

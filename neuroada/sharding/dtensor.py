@@ -33,6 +33,14 @@ def whole(param: torch.Tensor) -> Iterator[torch.Tensor]:
     yield cast(DTensor, param).full_tensor().detach()
 
 
+def join_rows(param: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    param = cast(DTensor, param)
+    size = torch.Size([len(param), *values.shape[1:]])
+    stride = torch.empty(size, device="meta").stride()
+    cut = DTensor.from_local(values.contiguous(), param.device_mesh, param.placements, shape=size, stride=stride)
+    return cut.full_tensor()
+
+
 def write_rows(param: torch.Tensor, rows_given: slice, values: torch.Tensor) -> None:
     mine = rows(param)
     assert mine is not None

@@ -39,13 +39,17 @@ def whole(param: torch.Tensor) -> Iterator[torch.Tensor]:
         yield param.data
 
 
+def join_rows(param: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    if len(values) == shape(param)[0]:
+        return values
+    group = param.ds_process_group  # type: ignore[attr-defined]
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, values.contiguous(), group=group)
+    return torch.cat(parts)
+
+
 def write_rows(param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:
-    values = values.to(param.dtype).contiguous()
-    if len(values) < shape(param)[0]:  # each rank brings its own rows: put them together first
-        group = param.ds_process_group  # type: ignore[attr-defined]
-        parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(parts, values, group=group)
-        values = torch.cat(parts)
+    values = join_rows(param, values.to(param.dtype))
     # By DeepSpeed's own partition call, so that hpZ's secondary copy, which gathers read, is written too.
     param.all_gather()  # type: ignore[attr-defined]
     param.data.copy_(values)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
-from neuroada.ops import in_weight_linear, pack_indices, unpack_indices, write_entries
+from neuroada.ops import adapted, in_weight_linear, linear, pack_indices, unpack_indices
 
 FEW, MANY = (3, 16, 2), (5, 7, 3)
 """out, in and k, so that the entries are few beside the inputs (only they are kept of x), and not."""
@@ -18,16 +18,15 @@ class Case:
         self.bias = torch.nn.Parameter(torch.randn(out, dtype=dtype))
         self.original = self.weight.data.clone()
         self.x = torch.randn(2, 9, columns, dtype=dtype, requires_grad=True)
-        self.idx_bytes, self.base, self.delta = self.adapter(k)
+        self.idx_bytes, self.delta = self.adapter(k)
 
-    def adapter(self, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def adapter(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         idx = torch.rand(self.weight.shape).topk(k, 1).indices
         wide = torch.promote_types(self.weight.dtype, torch.float32)
-        delta = torch.randn(idx.shape, dtype=wide, requires_grad=True)
-        return pack_indices(idx), self.original.gather(1, idx), delta
+        return pack_indices(idx), torch.randn(idx.shape, dtype=wide, requires_grad=True)
 
     def run(self) -> torch.Tensor:
-        return in_weight_linear(self.x, self.weight, self.bias, self.idx_bytes, self.base, self.delta)
+        return in_weight_linear(self.x, self.weight, self.bias, self.idx_bytes, self.delta)
 
     def expected(self) -> torch.Tensor:
         """The textbook form: a dense weight + delta, by autograd."""
@@ -53,32 +52,46 @@ def test_values_and_gradients_are_those_of_the_dense_form(shape: tuple[int, int,
 def test_backward_whatever_became_of_the_weight_since_forward(shape: tuple[int, int, int], meanwhile: str) -> None:
     case = Case(*shape)
     y, expected = case.run(), case.expected()
-    if meanwhile == "gathered anew":  # as ZeRO-3 and FSDP2 do, from shards that were never written
+    if meanwhile == "gathered anew":  # as ZeRO-3 and FSDP2 do
         case.weight.data = case.original.clone()
     if meanwhile == "another adapter ran":
-        other_idx, other_base, other_delta = case.adapter(2)
-        write_entries(case.weight, case.idx_bytes, case.base)
-        in_weight_linear(case.x, case.weight, None, other_idx, other_base, other_delta)
-        write_entries(case.weight, other_idx, other_base)  # the layer does so before the first adapter runs again
+        in_weight_linear(case.x, case.weight, None, *case.adapter(2))
     dy = torch.randn_like(y)
     for found, wanted in zip(case.gradients(y, dy), case.gradients(expected, dy), strict=True):
         torch.testing.assert_close(found, wanted)
 
 
-def test_restoring_gives_the_same_bits() -> None:
-    case = Case(*MANY, dtype=torch.bfloat16)
-    case.run()
-    case.run()
-    assert not case.weight.equal(case.original)
-    write_entries(case.weight, case.idx_bytes, case.base)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_the_weight_is_left_as_it_was_found(dtype: torch.dtype) -> None:
+    case = Case(*MANY, dtype=dtype)
+    y = case.run()
+    assert case.weight.equal(case.original)
+    case.gradients(y, torch.randn_like(y))
+    assert case.weight.equal(case.original)
+
+
+def test_the_weight_is_left_as_it_was_found_by_a_pass_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory, caught, and tried again smaller: the second pass must not start from the first one's deltas."""
+
+    def out_of_memory(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        assert not weight.equal(case.original)
+        raise MemoryError
+
+    case = Case(*MANY)
+    monkeypatch.setattr(linear.F, "linear", out_of_memory)
+    with pytest.raises(MemoryError):
+        case.run()
     assert case.weight.equal(case.original)
 
 
 def test_the_sum_is_rounded_once_to_the_weights_dtype() -> None:
     case = Case(*MANY, dtype=torch.bfloat16)
-    case.run()
-    found = case.weight.gather(1, unpack_indices(case.idx_bytes))
-    assert found.equal((case.base.float() + case.delta.detach()).bfloat16())
+    idx = unpack_indices(case.idx_bytes)
+    with linear.bypass(case.weight, case.idx_bytes, case.delta):
+        found = case.weight.gather(1, idx)
+    base = case.original.gather(1, idx)
+    assert found.equal((base.float() + case.delta.detach()).bfloat16())
+    assert found.equal(adapted(base, case.delta))
 
 
 def test_gradients_of_bf16_are_computed_in_fp32() -> None:

@@ -55,10 +55,10 @@ def test_parameters_by_kind():
     recipe, config = tiny_recipe(), tiny_config(3)
     step = record_step(recipe, config, accumulating=False)
     rows = 3 * (64 + 32 + 32 + 64 + 192 + 192 + 64)
-    numel = {kind: sum(p.numel for p in step.params if p.kind == kind) for kind in ("idx", "base", "delta")}
-    assert numel == {"idx": 8 * rows, "base": 4 * rows, "delta": 4 * rows}
+    numel = {kind: sum(p.numel for p in step.params if p.kind == kind) for kind in ("idx", "delta")}
+    assert numel == {"idx": 8 * rows, "delta": 4 * rows}
     held = memory(step, "single", 1).by_kind
-    assert (held["idx"], held["base"], held["delta"]) == (8 * rows, 8 * rows, 16 * rows)  # uint8, bf16, fp32
+    assert (held["idx"], held["delta"]) == (8 * rows, 16 * rows)  # uint8, fp32
     assert held["optimizer"] == 32 * rows
 
 
@@ -69,7 +69,7 @@ def test_a_dense_copy_of_a_weight_would_be_seen(monkeypatch):
     recipe, config = tiny_recipe(), tiny_config(3)
     before = memory(record_step(recipe, config, False), "single", 1).by_kind["activations"]
 
-    def dense(x, weight, bias, idx, base, delta):
+    def dense(x, weight, bias, idx, delta):
         return torch.nn.functional.linear(x, weight + delta.sum() * weight, bias)
 
     monkeypatch.setattr(layer, "in_weight_linear", dense)
@@ -86,7 +86,7 @@ def test_a_strategy_cuts_what_it_says():
     assert zero2["optimizer"] == one["optimizer"] // 4 * 3 // 2  # a master copy besides the moments
     for strategy in ("zero3", "fsdp2"):
         cut = memory(step, strategy, 4, options).by_kind
-        for kind in ("weights", "idx", "base", "delta"):
+        for kind in ("weights", "idx", "delta"):
             assert cut[kind] == one[kind] // 4, (strategy, kind)
     offloaded = memory(step, "zero3_offload", 4, options)
     assert offloaded.by_kind["weights"] == offloaded.by_kind["optimizer"] == 0

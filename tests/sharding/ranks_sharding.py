@@ -67,7 +67,7 @@ def stored_bytes(model: torch.nn.Module) -> dict[str, int]:
     """Of what this rank keeps between steps, by kind."""
     found: Counter[str] = Counter()
     for name, param in model.named_parameters():
-        kind = next((kind for kind in ("idx", "base", "delta") if f"neuroada_{kind}" in name), "weights")
+        kind = next((kind for kind in ("idx", "delta") if f"neuroada_{kind}" in name), "weights")
         kept = sharding.stored(param)
         found[kind] += kept.numel() * kept.element_size()
     return dict(found)

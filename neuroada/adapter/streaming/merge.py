@@ -17,11 +17,10 @@ from neuroada.adapter.streaming.output import companions, copy_companions, new_f
 from neuroada.adapter.streaming.rewrite import rewrite
 from neuroada.adapter.streaming.whole import merge_whole, verify_logits
 from neuroada.errors import UserError
-from neuroada.ops import unpack_indices, write_entries
+from neuroada.ops import adapted, read_entries, unpack_indices, write_entries
 
 # Kept in a folder of its own: some servers load every *.safetensors that lies beside a model's.
 KEPT = Path("unmerge") / "neuroada_base.safetensors"
-BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 PREFIX = "base_model.model."  # PEFT's, of every key of an adapter's file
 
 
@@ -42,13 +41,10 @@ class Entries:
         here = slice(first, first + len(rows))
         if first == 0:
             self.replaced = torch.empty(len(self.idx), self.idx.shape[1] // 2, dtype=rows.dtype)
-        self.replaced[here] = rows.gather(1, unpack_indices(self.idx[here]))
+        idx = unpack_indices(self.idx[here])
+        self.replaced[here] = read_entries(rows, idx)
         values = self.replaced[here] if self.base is None else self.base[here]
-        if self.delta is not None:
-            values = (values + self.delta[here]).to(rows.dtype)
-        # As integers: torch's scatter_ of bf16 on a CPU converts the whole weight, at 200 times the cost (2.13).
-        bits = BITS[rows.itemsize]
-        write_entries(rows.view(bits), self.idx[here], values.view(bits))
+        write_entries(rows, idx, values if self.delta is None else adapted(values, self.delta[here]))
 
 
 class Whole:
@@ -271,7 +267,7 @@ def _keep(
         kept |= {f"{module}.neuroada_idx": idx, f"{module}.neuroada_base": base}
         merged.append((module, idx, base, delta))
     kept |= {f"{name}.whole": edit.replaced for name, edit in edits.items() if isinstance(edit, Whole)}
-    values = ((module, idx, (base + delta).to(base.dtype)) for module, idx, base, delta in merged)
+    values = ((module, idx, adapted(base, delta)) for module, idx, base, delta in merged)
     metadata = {
         "format": "pt",
         "base_model": str(contents.config.base_model_name_or_path),

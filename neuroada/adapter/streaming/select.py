@@ -124,8 +124,7 @@ def apply_selection(model: NeuroAdaModel, adapter: str, path: Path) -> None:
 
     def stored() -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
         for key, idx_bytes in sorted(connections.items()):
-            with sharding.whole(layers[names[key]].neuroada_base[adapter]) as base:
-                yield key, idx_bytes, base
+            yield key, idx_bytes, layers[names[key]].base_values(adapter)
 
     if (found := checksum(stored())) != metadata["base_fingerprint"]:
         raise UserError(
