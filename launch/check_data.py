@@ -1,8 +1,10 @@
 """Check every data file under a folder: rows, duplicates, test questions that a training set gives away, lengths.
 
     python launch/check_data.py --data-dir data [--tokenizer models/smollm2-135m] [--json]
+    python launch/check_data.py --data-dir data --clean math
 
-A file that cannot be used is named with the row and the key, and the exit status is 2.
+A file that cannot be used is named with the row and the key, and the exit status is 2. --clean writes a training set
+again without the questions of its suite's test sets, as one to train on: math as the task math_clean.
 """
 
 import argparse
@@ -14,9 +16,10 @@ from typing import Any
 
 from neuroada.command import run
 from neuroada.errors import UserError
+from neuroada.evaluation.results import write_atomically
 from neuroada.tasks.data import SPLITS, load_examples, possible_files, question_key
 from neuroada.tasks.encode import encode_prompts
-from neuroada.tasks.table import TASKS, Example, Task
+from neuroada.tasks.table import TASKS, Example, Task, get_task
 
 PERCENTILES = (50, 95, 99, 100)
 
@@ -50,9 +53,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds <set>/{train,test}.json")
     parser.add_argument("--tokenizer", type=Path, help="folder of a model or tokenizer, for token lengths")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--clean", metavar="TASK", help="write TASK's training set without its suite's test questions")
     args = parser.parse_args(argv)
     if not args.data_dir.is_dir():
         raise UserError(f"--data-dir: {args.data_dir} is no folder; fetch data with launch/fetch.py")
+    if args.clean:
+        return clean(get_task(args.clean), args.data_dir)
     tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
 
     files: list[Checked] = []
@@ -82,6 +88,31 @@ def main(argv: list[str]) -> None:
         print_tables(files, overlaps)
     if problems:
         raise UserError(" | ".join(problems))
+
+
+def clean(task: Task, data_dir: Path) -> None:
+    """Write the training set of the task called `task`_clean: the rows whose question stands in no test set."""
+    cleaned = TASKS.get(f"{task.name}_clean")
+    if cleaned is None:
+        known = ", ".join(name.removesuffix("_clean") for name in TASKS if name.endswith("_clean"))
+        raise UserError(f"--clean {task.name}: the task table has no {task.name}_clean; choose from {known}")
+    out = possible_files(cleaned, "train", data_dir)[0]
+    if out.exists():
+        raise UserError(f"--clean {task.name}: {out} is already there; remove it to write it again")
+    examples = load_examples(task, "train", data_dir)
+    seen: set[str] = set()
+    tests = [other for other in TASKS.values() if other.suite == task.suite and other.test_file]
+    absent = [other.name for other in tests if not possible_files(other, "test", data_dir)[0].is_file()]
+    for other in tests:
+        if other.name not in absent:
+            seen |= {question_key(example) for example in load_examples(other, "test", data_dir)}
+    kept = [example for example in examples if question_key(example) not in seen]
+    if not seen or not kept:
+        raise UserError(f"--clean {task.name}: {data_dir} holds no test set of the {task.suite} suite, or nothing else")
+    write_atomically(out, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
+    print(f"{out}: {len(kept):,} of {len(examples):,} rows; train on it with task={cleaned.name}")
+    if absent:
+        print(f"not looked into, because they are not there: {', '.join(absent)}")
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -44,10 +44,11 @@ def find_file(task: Task, split: str, data_dir: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     if candidates:
-        raise UserError(
-            f"{candidates[0]}: no such file, the {split} set of task {task.name}; check data_dir, "
-            f"or fetch it: python launch/fetch.py data {candidates[0].parent.relative_to(data_dir)}"
-        )
+        how = f"fetch it: python launch/fetch.py data {candidates[0].parent.relative_to(data_dir)}"
+        if task.name.endswith("_clean"):
+            source = task.name.removesuffix("_clean")
+            how = f"write it: python launch/check_data.py --data-dir {data_dir} --clean {source}"
+        raise UserError(f"{candidates[0]}: no such file, the {split} set of task {task.name}; check data_dir, or {how}")
     if task.suite == "glue":
         raise UserError(f"task {task.name} has no labelled test set; score its validation split")
     what = "test set: it only trains" if split == "test" else "training set of its own: it is only scored"

@@ -152,6 +152,7 @@ _ROWS = [
     _commonsense("commonsense", _EVERY_CHOICE, "commonsense_170k", None),
     _commonsense("commonsense_15k", _EVERY_CHOICE, "commonsense_15k", None),
     _math("math", "math_10k", None, NUMBER_OR_LETTER),
+    _math("math_clean", "math_10k_clean", None, NUMBER_OR_LETTER),  # by launch/check_data.py --clean math
     *(_commonsense(name, choices, name, name) for name, choices in _CHOICES.items()),
     *(_math(name, None, name) for name in ("MultiArith", "AddSub", "SingleEq", "SVAMP", "mawps")),
     replace(_math("gsm8k", "gsm8k", "gsm8k"), from_row=rows.from_gsm8k),

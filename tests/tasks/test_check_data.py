@@ -101,3 +101,47 @@ def test_published_counts(shared_data):
     shares = {c["test"]: round(100 * c["share"], 1) for c in report["contamination"] if c["train"] == "math_10k"}
     expected = {"MultiArith/test": 94.8, "SingleEq/test": 88.4, "AddSub/test": 83.8, "gsm8k/test": 0, "AQuA/test": 0}
     assert expected.items() <= shares.items()
+
+
+def test_a_training_set_without_its_test_questions(tmp_path):
+    for name, split, questions in (
+        ("math_10k", "train", ["What is 1 + 1?", "What is 2 + 2?", "what is 1+1"]),
+        ("AddSub", "test", ["What is 1 + 1 ?"]),
+    ):
+        write(tmp_path, name, split, questions, answer="2")
+    done = check_data("--data-dir", tmp_path, "--clean", "math")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "math_10k_clean" / "train.json"
+    assert [row["instruction"] for row in json.loads(file.read_text())] == ["What is 2 + 2?"]
+    assert f"{file}: 1 of 3 rows; train on it with task=math_clean" in done.stdout
+    assert "not there: MultiArith, SingleEq, SVAMP, mawps, gsm8k, AQuA" in done.stdout
+    report = json.loads(check_data("--data-dir", tmp_path, "--json").stdout)
+    assert {found["train"]: found["questions"] for found in report["contamination"]} == {
+        "math_10k": 1,
+        "math_10k_clean": 0,
+    }
+
+    before = file.read_bytes()
+    done = check_data("--data-dir", tmp_path, "--clean", "math")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: --clean math: {file} is already there; remove it to write it again\n",
+    )
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [("boolq", "choose from math"), ("math", "math_10k/train.json: no such file"), ("maths", "did you mean math")],
+)
+def test_what_cannot_be_cleaned(tmp_path, task, said):
+    done = check_data("--data-dir", tmp_path, "--clean", task)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_cleaning_needs_a_test_set(tmp_path):
+    write(tmp_path, "math_10k", "train", ["What is 1 + 1?"], answer="2")
+    done = check_data("--data-dir", tmp_path, "--clean", "math")
+    assert done.returncode == 2
+    assert "holds no test set of the math suite" in done.stderr

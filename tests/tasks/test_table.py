@@ -35,7 +35,8 @@ def test_training_suites():
     assert get_task("math").train_file == "math_10k"
     assert get_task("commonsense").train_file == "commonsense_170k"
     assert get_task("commonsense_15k").train_file == "commonsense_15k"
-    assert len(TASKS) == 8 + 7 + 8 + 3 + 1
+    assert get_task("math_clean").train_file == "math_10k_clean"
+    assert len(TASKS) == 8 + 7 + 8 + 4 + 1
 
 
 def test_unknown_name_offers_the_nearest():
