@@ -204,6 +204,28 @@ def follow(command: list[str], environment: dict[str, str], log: Path) -> tuple[
 
 def measure(folder: Path, base: bool) -> None:
     """Write `folder`/result.json: losses on the parts held out, accuracies, sizes, times; of the merged model."""
+    from neuroada.tasks.table import get_task
+
+    recipe = load_recipe(str(folder / "asked.yaml"))
+    task = get_task(recipe.task)
+    result: dict[str, Any] = {"recipe": deciding(recipe, base)}
+    if not base:
+        result |= costs(folder)
+    if not task.num_labels:
+        result |= scores(folder, recipe, base)
+    elif base:
+        result["choose"] = None
+    else:  # a classifier: the run has scored itself, on the published split
+        result["tasks"] = json.loads((folder / "results.json").read_text())["tasks"]
+        scored = result["tasks"][task.name]
+        result |= {"choose": scored["choose"]["loss"], "report": scored["loss"]}
+    partial = folder / ".result.json.partial"
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(folder / "result.json")
+
+
+def scores(folder: Path, recipe: Recipe, base: bool) -> dict[str, Any]:
+    """What loading the model shows: losses on the parts held out, accuracies, times."""
     import torch
 
     import neuroada.adapter  # noqa: F401 (PEFT knows the method from here on)
@@ -215,41 +237,29 @@ def measure(folder: Path, base: bool) -> None:
     from neuroada.tasks.table import get_task
     from neuroada.training.held_out import hold_out, mean_answer_loss
 
-    recipe = load_recipe(str(folder / "asked.yaml"))
+    result: dict[str, Any] = {}
     task = get_task(recipe.task)
-    result: dict[str, Any] = {"recipe": deciding(recipe, base)}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    whole = (folder / "model").is_dir()
+    source = Source(str(folder / "model") if whole else recipe.model, None if base or whole else folder / "adapter")
+    model, tokenizer = load(source, "auto", device)
+    train, *parts = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)
+    for name, part in zip(("choose", "report"), parts, strict=True):
+        data = encode(part, task, tokenizer, recipe.train.max_length)
+        result[name] = mean_answer_loss(model, data, tokenizer.pad_token_id or 0)
     if not base:
-        result |= costs(folder)
-    if task.num_labels:  # a classifier: the run has scored itself, on the published split
-        if base:
-            result["choose"] = None
-        else:
-            result["tasks"] = json.loads((folder / "results.json").read_text())["tasks"]
-            result["choose"] = -result["tasks"][task.name]["choose"]["score"]
-    else:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        whole = (folder / "model").is_dir()
-        source = Source(str(folder / "model") if whole else recipe.model, None if base or whole else folder / "adapter")
-        model, tokenizer = load(source, "auto", device)
-        train, *parts = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)
-        for name, part in zip(("choose", "report"), parts, strict=True):
-            data = encode(part, task, tokenizer, recipe.train.max_length)
-            result[name] = mean_answer_loss(model, data, tokenizer.pad_token_id or 0)
-        if not base:
-            data = encode(train, task, tokenizer, recipe.train.max_length, Path(recipe.data_dir) / ".tokens")
-            result["step_seconds"] = median_step_seconds(folder, recipe, data)
-            result["merged_cost"] = merged_cost(model, load(Source(recipe.model), "auto", device)[0])
-        if recipe.evaluate.tasks:
-            asked = resolve_tasks(recipe.evaluate.tasks)
-            names = {"model": source.model, "adapter": str(source.adapter) if source.adapter else None}
-            scored = evaluate_tasks(
-                model, tokenizer, asked, recipe.data_dir, folder,
-                limit=recipe.evaluate.limit, names=names, trained_on=recipe.task, identity=source.identity(),
-            )  # fmt: skip
-            result["tasks"] = scored["tasks"]
-    partial = folder / ".result.json.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(folder / "result.json")
+        data = encode(train, task, tokenizer, recipe.train.max_length, Path(recipe.data_dir) / ".tokens")
+        result["step_seconds"] = median_step_seconds(folder, recipe, data)
+        result["merged_cost"] = merged_cost(model, load(Source(recipe.model), "auto", device)[0])
+    if recipe.evaluate.tasks:
+        asked = resolve_tasks(recipe.evaluate.tasks)
+        names = {"model": source.model, "adapter": str(source.adapter) if source.adapter else None}
+        scored = evaluate_tasks(
+            model, tokenizer, asked, recipe.data_dir, folder,
+            limit=recipe.evaluate.limit, names=names, trained_on=recipe.task, identity=source.identity(),
+        )  # fmt: skip
+        result["tasks"] = scored["tasks"]
+    return result
 
 
 def costs(folder: Path) -> dict[str, Any]:

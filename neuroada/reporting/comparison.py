@@ -143,9 +143,9 @@ def _percent(value: dict[str, float] | None) -> str:
 def notes(summary: dict[str, Any]) -> list[str]:
     """What the reader of the table must know beside it."""
     said = [
-        "Mean ± standard deviation over seeds. Held-out loss: nats per answer token on training questions no run saw, "
-        "nor was a learning rate chosen by them. Accuracy in %. Merged cost: a forward pass after merging, as a "
-        "multiple of the base model's."
+        "Mean ± standard deviation over seeds. Held-out loss: nats per answer token (of a classifier: per text) of "
+        "questions no run saw, nor was a learning rate chosen by them. Accuracy in %. Merged cost: a forward pass "
+        "after merging, as a multiple of the base model's."
     ]
     if any(row["at_the_edge"] for row in summary["rows"]):
         said.append("* the best of the rates tried is the lowest or the highest: a better one may lie beyond.")

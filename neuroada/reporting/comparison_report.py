@@ -57,7 +57,7 @@ def interval_chart(summary: dict[str, Any]) -> str:
 
 
 def rates(summary: dict[str, Any]) -> str:
-    """What each try was judged by: the loss on the choosing part (of a classifier, its score there, negative)."""
+    """What each try was judged by: the loss on the part that chooses."""
     most = max(len(row["tries"]) for row in summary["rows"])
     lines = []
     for row in summary["rows"]:
@@ -66,7 +66,7 @@ def rates(summary: dict[str, Any]) -> str:
             for rate, loss in row["tries"].items()
         ]
         lines.append([row["method"], *told])
-    said = "Loss on the part that chooses (of a classifier: its score there, negative), first seed; ✓ the one chosen."
+    said = "Loss on the part that chooses, first seed; ✓ the one chosen."
     return html_table(["method", *["rate: loss"] * most], lines) + paragraphs([said])
 
 

@@ -89,15 +89,20 @@ def text_loss(model: nn.Module, inputs: dict[str, torch.Tensor], labels: np.ndar
 
     So the parts of all ranks and micro batches add up to the mean over the global batch, however it is divided.
     """
-    logits = model(**inputs).logits.float()
+    return _losses(model(**inputs).logits.float(), labels).sum() / examples
+
+
+def _losses(logits: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
+    """[n] fp32, of logits [n, classes] fp32 and labels [n]."""
     gold = torch.from_numpy(labels).to(logits.device)
     if logits.shape[1] == 1:
-        return F.mse_loss(logits[:, 0], gold, reduction="sum") / examples
-    return F.cross_entropy(logits, gold.long(), reduction="sum") / examples
+        return F.mse_loss(logits[:, 0], gold, reduction="none")
+    return F.cross_entropy(logits, gold.long(), reduction="none")
 
 
-def predict(engine: Engine, texts: Texts, rows: int, pad_id: int) -> np.ndarray:
-    """[n] fp32, on every rank: the class with the highest logit, or the value of a regression. Collective.
+def predict(engine: Engine, texts: Texts, rows: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """(predictions, losses), [n] fp32 each, on every rank; a prediction is the class with the highest logit, or the
+    value of a regression. Collective.
 
     Texts are dealt over the ranks by length, `rows` to a batch.
     """
@@ -106,14 +111,17 @@ def predict(engine: Engine, texts: Texts, rows: int, pad_id: int) -> np.ndarray:
     # Every rank runs as many batches, since the others' forward passes may need it: a short one repeats the last text.
     mine = np.pad(order, (0, each * engine.world_size - len(order)), mode="edge")[engine.rank :: engine.world_size]
     own = len(order[engine.rank :: engine.world_size])
-    found = np.zeros(len(texts), dtype=np.float32)
+    found = torch.zeros(2, len(texts))
     with evaluating(engine.model):
-        predicted = []
+        parts = []
         for start in range(0, each, rows):
-            logits = engine.model(**texts.collate(mine[start : start + rows], pad_id, engine.device)).logits.float()
-            predicted.append(logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1).float())
-    found[mine[:own]] = torch.cat(predicted)[:own].cpu().numpy()
-    return engine.reduce(torch.from_numpy(found).to(engine.device)).cpu().numpy()
+            batch = mine[start : start + rows]
+            logits = engine.model(**texts.collate(batch, pad_id, engine.device)).logits.float()
+            predicted = logits[:, 0] if logits.shape[1] == 1 else logits.argmax(1).float()
+            parts.append(torch.stack([predicted, _losses(logits, texts.labels[batch])]))
+    found[:, mine[:own]] = torch.cat(parts, 1)[:, :own].cpu()
+    predictions, losses = engine.reduce(found.to(engine.device)).cpu().numpy()
+    return predictions, losses
 
 
 def frozen_base(recipe: Recipe) -> Recipe:
@@ -130,8 +138,9 @@ def frozen_base(recipe: Recipe) -> Recipe:
 class Validation:
     """Scores the model at the end of every epoch, and knows which epoch is the best.
 
-    `epochs`: {"step", "epoch", "choose"} of each epoch, with "report" where it was the best so far. They are kept in
-    validation.json of the run's folder, from which a resumed run goes on.
+    `epochs`: {"step", "epoch", "choose", "choose_loss"} of each epoch, with "report" and "report_loss" where it was the
+    best so far: scores, and mean losses of a text. They are kept in validation.json of the run's folder, from which a
+    resumed run goes on.
     """
 
     def __init__(self, engine: Engine, recipe: Recipe, task: Task, tokenizer: Any) -> None:
@@ -165,16 +174,18 @@ class Validation:
     def improved(self, step: int) -> bool:
         """Score the part that chooses and, if this is the best so far, the part that is reported. Collective."""
         best = max((entry["choose"] for entry in self.epochs), default=-math.inf)
-        entry = {"step": step, "epoch": round(self.epoch, 3), "choose": self._score(self.choose)}
+        entry = {"step": step, "epoch": round(self.epoch, 3)}
+        entry["choose"], entry["choose_loss"] = self._score(self.choose)
         self.epochs.append(entry)
         if entry["choose"] <= best:
             return False
-        entry["report"] = self._score(self.report)
+        entry["report"], entry["report_loss"] = self._score(self.report)
         return True
 
-    def _score(self, texts: Texts) -> float:
-        predictions = predict(self.engine, texts, 4 * self.recipe.train.micro_batch_size, self.pad_id)
-        return score(self.task.metric, predictions.tolist(), texts.labels.tolist())
+    def _score(self, texts: Texts) -> tuple[float, float]:
+        """(score, mean loss)."""
+        predictions, losses = predict(self.engine, texts, 4 * self.recipe.train.micro_batch_size, self.pad_id)
+        return score(self.task.metric, predictions.tolist(), texts.labels.tolist()), float(losses.mean(dtype=float))
 
     def record(self) -> None:
         """Write validation.json, once the best epoch's adapter is saved."""
@@ -202,7 +213,14 @@ class Validation:
             "baseline": self.task.baseline(golds),
             "frozen_base": None,
             "metric": self.task.metric,
-            "choose": {"n": len(self.choose), "score": best["choose"], "epoch": best["epoch"], "step": best["step"]},
+            "loss": best["report_loss"],
+            "choose": {
+                "n": len(self.choose),
+                "score": best["choose"],
+                "loss": best["choose_loss"],
+                "epoch": best["epoch"],
+                "step": best["step"],
+            },
         }
         other = self.file.parent / "frozen_base" / "results.json"
         if self.recipe.evaluate.frozen_base:
