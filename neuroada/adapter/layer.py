@@ -128,7 +128,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         """Put the base values back, to the bit."""
         if self.merged_adapters:
             with self._base_rows() as (rows, base):
-                sharding.write_rows(self.base_layer.weight, rows, base)
+                pass  # a copy; written once the weight is no longer gathered
+            sharding.write_rows(self.base_layer.weight, rows, base)
             self.merged_adapters, self._replaced = [], torch.empty(0)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:

@@ -43,8 +43,8 @@ def bypass(weight: torch.Tensor, idx_bytes: torch.Tensor, delta: torch.Tensor) -
     """
     idx = unpack_indices(idx_bytes)
     base = read_entries(weight, idx)
-    write_entries(weight, idx, adapted(base, delta))
     try:
+        write_entries(weight, idx, adapted(base, delta))
         yield
     finally:  # whatever happens: a second delta on top of a first would be a silent mistake
         write_entries(weight, idx, base)

@@ -42,9 +42,9 @@ def whole(param: torch.Tensor) -> Iterator[torch.Tensor]:
 def join_rows(param: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     if len(values) == shape(param)[0]:
         return values
-    group = param.ds_process_group  # type: ignore[attr-defined]
+    group, values = param.ds_process_group, values.contiguous()  # type: ignore[attr-defined]
     parts = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, values.contiguous(), group=group)
+    dist.all_gather(parts, values, group=group)
     return torch.cat(parts)
 
 

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from neuroada import sharding
 from neuroada.adapter import NeuroAdaLinear
-from neuroada.adapter.fingerprint import fingerprint
+from neuroada.adapter.fingerprint import checksum, fingerprint
 from neuroada.command import run
+from neuroada.ops import pack_indices, unpack_indices
 from neuroada.training.batches import MicroBatch
 from neuroada.training.engines import Engine, make_engine
 from neuroada.training.loss import answer_loss
@@ -100,6 +101,30 @@ def evaluate_between(engine: Engine, model: torch.nn.Module) -> None:
         assert first.equal(value)
 
 
+def merge_and_unmerge(layers: list[NeuroAdaLinear]) -> dict[str, bool]:
+    """Whether merging where the weights lie writes base + delta to the bit, and unmerging the base's own bits."""
+    same = {"merged": True, "its base is known": True, "unmerged": True}
+    before = fingerprint(layers, "default")
+    for layer in layers:
+        weight = layer.base_layer.weight
+        with sharding.whole(weight) as values:
+            base = values.clone()
+        with sharding.whole(layer.neuroada_idx["default"]) as values:
+            idx = unpack_indices(values)
+        with sharding.whole(layer.neuroada_delta["default"]) as delta:
+            adapted = (base.gather(1, idx).float() + delta).to(base.dtype)
+        expected = base.scatter(1, idx, adapted)
+        layer.merge()
+        with sharding.whole(weight) as values:
+            same["merged"] &= values.equal(expected) and not expected.equal(base)
+        known = checksum([(layer.name, pack_indices(idx), base.gather(1, idx))])
+        same["its base is known"] &= fingerprint([layer], "default") == known
+        layer.unmerge()
+        with sharding.whole(weight) as values:
+            same["unmerged"] &= values.equal(base)
+    return same | {"the fingerprint stays": fingerprint(layers, "default") == before}
+
+
 def main(argv: list[str]) -> None:
     argument = json.loads(Path(argv[0]).read_text())
     for case, overrides in argument["cases"].items():
@@ -118,6 +143,7 @@ def main(argv: list[str]) -> None:
             found["losses"].append(step(engine))
         found["losses"] += [step(engine) for _ in range(argument.get("steps", 5) - 3)]
         found |= {"stored": stored_bytes(model), "traffic": dict(traffic.bytes), **optimizer_bytes(engine)}
+        found["in place"] = merge_and_unmerge(layers)
         folder = Path(argument["out"]) / case / f"{engine.world_size}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{engine.rank}.json").write_text(json.dumps(found))

@@ -108,6 +108,14 @@ def test_selection_under_sharding_gives_the_same_bits(found) -> None:
                 assert one["fingerprint"] == found[expected][1][0]["fingerprint"], case
 
 
+def test_merging_in_place_and_back_to_the_bit(found) -> None:
+    """Each rank writes its own rows, or gathers one weight at a time where no rank has whole rows."""
+    for case, worlds in found.items():
+        for ranks, said in worlds.items():
+            for one in said:
+                assert all(one["in place"].values()), (case, ranks, one["in place"])
+
+
 @pytest.fixture(scope="module")
 def tuned_on_meta(tmp_path_factory: pytest.TempPathFactory) -> torch.nn.Module:
     config = AutoConfig.from_pretrained(make_tiny(tmp_path_factory.mktemp("meta") / "tiny"))

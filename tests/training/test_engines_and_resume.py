@@ -26,7 +26,17 @@ def by_gradient(tiny_runs: TinyRuns) -> dict[tuple[str, int], Path]:
 
 
 @pytest.fixture(scope="module")
-def sources(tiny_runs: TinyRuns, by_gradient: dict) -> dict[tuple[str, int], Path]:
+def longer(tiny_runs: TinyRuns) -> dict[tuple[str, int], Path]:
+    """Runs of 20 steps; queued only, as above."""
+    return {
+        source: tiny_runs.add(f"longer-{source[0]}x{source[1]}", *source, "train.max_steps=20")
+        for source in SOURCES
+        if source == ("single", 1) or source[1] in (2, 4)
+    }
+
+
+@pytest.fixture(scope="module")
+def sources(tiny_runs: TinyRuns, by_gradient: dict, longer: dict) -> dict[tuple[str, int], Path]:
     """The folder of an uninterrupted run for each engine and world size."""
     found = {source: tiny_runs.add(f"{source[0]}x{source[1]}", *source) for source in SOURCES}
     tiny_runs.run()
@@ -48,6 +58,13 @@ def test_every_engine_and_world_size_learns_the_same(sources: dict[tuple[str, in
     assert expected[8] < expected[1]
     for source, folder in sources.items():
         assert_same_curve(losses(folder), expected), source
+
+
+def test_the_curves_stay_together_for_20_steps(sources: dict, longer: dict[tuple[str, int], Path]) -> None:
+    expected = losses(longer["single", 1])
+    assert len(expected) == 20
+    for folder in longer.values():
+        assert_same_curve(losses(folder), expected)
 
 
 def test_the_adapter_is_the_same_file_from_every_engine(sources: dict[tuple[str, int], Path]) -> None:
