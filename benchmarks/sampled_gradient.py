@@ -1,4 +1,4 @@
-"""The candidates for the sampled gradient, side by side; and its roofline at the LLaMA models' shapes.
+"""The candidates for the sampled gradient, and the bypass, side by side; a roofline at the LLaMA models' shapes.
 
     python benchmarks/sampled_gradient.py                       # this machine's CPU
     python benchmarks/sampled_gradient.py --device cuda --shapes 4096x4096 11008x4096 --dtypes bf16 --tokens 2048
@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 import torch
 
-from neuroada.ops import sampled_gradient
+from neuroada.ops import pack_indices, sampled_gradient
+from neuroada.ops.linear import bypass
 from neuroada.ops.sampled_gradient import dense, embedding_bag, reference
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -76,7 +77,14 @@ def measure(tokens: int, out: int, columns: int, dtype: torch.dtype, k: int, dev
     weight = torch.randn(out, columns, device=device).to(dtype)
     idx = torch.rand(out, columns, device=device).topk(k, 1).indices
     expected = reference(dy.double(), x.double(), idx)
-    functions = {"GEMM dy @ W": lambda *_: dy @ weight, **candidates(device, k)}
+    idx_bytes, delta = pack_indices(idx), torch.randn(out, k, device=device)
+
+    def write_and_put_back(*_: torch.Tensor) -> None:
+        with bypass(weight, idx_bytes, delta):
+            pass
+
+    apart = {"GEMM dy @ W": lambda *_: dy @ weight, "entries written and put back": write_and_put_back}
+    functions = {**apart, **candidates(device, k)}
     synchronize = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     clock = time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in functions}
@@ -91,10 +99,10 @@ def measure(tokens: int, out: int, columns: int, dtype: torch.dtype, k: int, dev
     gemm = seconds["GEMM dy @ W"]
     for name, times in seconds.items():
         ratio = statistics.median(t / g for t, g in zip(times, gemm, strict=True))
-        error = "" if times is gemm else f"{(functions[name](dy, x, idx) - expected).norm() / expected.norm():.0e}"
+        error = "" if name in apart else f"{(functions[name](dy, x, idx) - expected).norm() / expected.norm():.0e}"
         label = f"{tokens} | {out} x {columns} | {str(dtype).removeprefix('torch.')} | {k}"
         print(
-            f"| {label} | {name} | {statistics.median(times) * 1e3:.2f} | {min(times) * 1e3:.2f} | {ratio:.2f} "
+            f"| {label} | {name} | {statistics.median(times) * 1e3:.2f} | {min(times) * 1e3:.2f} | {ratio:.3f} "
             f"| {min(times) / min(gemm):.2f} | {error} |",
             flush=True,
         )
