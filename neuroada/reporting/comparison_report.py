@@ -32,17 +32,21 @@ def interval_chart(summary: dict[str, Any]) -> str:
     if not rows:
         return ""
     base = summary["base"]["report"]
-    ends = [row["report"]["mean"] + row["report"]["deviation"] for row in rows]
-    top = 1.05 * max([*ends, *([base] if base else [])])
+    means, deviations = ([row["report"][key] for row in rows] for key in ("mean", "deviation"))
+    low = min(mean - deviation for mean, deviation in zip(means, deviations, strict=True))
+    high = max(mean + deviation for mean, deviation in zip(means, deviations, strict=True))
+    margin = 0.1 * (high - low) or 0.01 * high
+    low, high = low - margin, high + margin  # not from 0, which would press the methods together
+    near = base is not None and low <= base <= high
 
     def at(value: float) -> str:
-        return f"{100 * max(0.0, value) / top:.1f}%"
+        return f"{100 * (value - low) / (high - low):.1f}%"
 
     lines = []
     for row in rows:
         mean, deviation = row["report"]["mean"], row["report"]["deviation"]
         marks = '<line class="tick" x1="0" x2="100%" y1="14" y2="14"/>'
-        if base:
+        if near:
             marks += f'<circle class="base" cx="{at(base)}" cy="14" r="5"/>'
         marks += f'<line class="interval" x1="{at(mean - deviation)}" x2="{at(mean + deviation)}" y1="14" y2="14"/>'
         marks += f'<circle class="ours" cx="{at(mean)}" cy="14" r="6"/>'
@@ -51,8 +55,11 @@ def interval_chart(summary: dict[str, Any]) -> str:
             f'aria-label="{escape(row["method"])}: {mean:.4f}">{marks}</svg><div class="value">{mean:.4f}</div>'
         )
     key = '<span><i class="dot ours"></i>held-out loss, ± one deviation over seeds; lower is better</span>'
-    key += '<span><i class="dot base"></i>base model, untrained</span>' if base else ""
-    axis = f'<div></div><div class="axis"><span>0</span><span>{top:.2f}</span></div><div></div>'
+    if near:
+        key += '<span><i class="dot base"></i>base model, untrained</span>'
+    elif base is not None:
+        key += f"<span>base model, untrained: {base:.4f}, outside</span>"
+    axis = f'<div></div><div class="axis"><span>{low:.4g}</span><span>{high:.4g}</span></div><div></div>'
     return f'<div class="legend">{key}</div><div class="accuracy">{"".join(lines)}{axis}</div>'
 
 
