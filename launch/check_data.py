@@ -101,14 +101,24 @@ def clean(task: Task, data_dir: Path) -> None:
         raise UserError(f"--clean {task.name}: {out} is already there; remove it to write it again")
     examples = load_examples(task, "train", data_dir)
     seen: set[str] = set()
-    tests = [other for other in TASKS.values() if other.suite == task.suite and other.test_file]
-    absent = [other.name for other in tests if not possible_files(other, "test", data_dir)[0].is_file()]
-    for other in tests:
-        if other.name not in absent:
+    absent = []
+    for other in TASKS.values():
+        if other.suite != task.suite or other.test_file is None:
+            continue
+        if any(path.is_file() for path in possible_files(other, "test", data_dir)):
             seen |= {question_key(example) for example in load_examples(other, "test", data_dir)}
+        else:
+            absent.append(other.name)
+    if not seen:
+        raise UserError(
+            f"--clean {task.name}: {data_dir} holds no test set of the {task.suite} suite; "
+            f"fetch them: python launch/fetch.py data {task.suite}"
+        )
     kept = [example for example in examples if question_key(example) not in seen]
-    if not seen or not kept:
-        raise UserError(f"--clean {task.name}: {data_dir} holds no test set of the {task.suite} suite, or nothing else")
+    if not kept:
+        raise UserError(
+            f"--clean {task.name}: every question stands in a test set, so nothing would be left to train on"
+        )
     write_atomically(out, json.dumps(kept, ensure_ascii=False, indent=1) + "\n")
     print(f"{out}: {len(kept):,} of {len(examples):,} rows; train on it with task={cleaned.name}")
     if absent:

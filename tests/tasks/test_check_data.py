@@ -105,16 +105,19 @@ def test_published_counts(shared_data):
 
 def test_a_training_set_without_its_test_questions(tmp_path):
     for name, split, questions in (
-        ("math_10k", "train", ["What is 1 + 1?", "What is 2 + 2?", "what is 1+1"]),
+        ("math_10k", "train", ["What is 1 + 1?", "What is 2 + 2?", "what is 1+1", "what is 3+3"]),
         ("AddSub", "test", ["What is 1 + 1 ?"]),
     ):
         write(tmp_path, name, split, questions, answer="2")
+    (tmp_path / "gsm8k").mkdir()
+    row = {"question": "What is 3 + 3?", "answer": "3 + 3 = 6\n#### 6"}  # as it comes, a line each
+    (tmp_path / "gsm8k" / "test.jsonl").write_text(json.dumps(row) + "\n")
     done = check_data("--data-dir", tmp_path, "--clean", "math")
     assert done.returncode == 0, done.stderr
     file = tmp_path / "math_10k_clean" / "train.json"
     assert [row["instruction"] for row in json.loads(file.read_text())] == ["What is 2 + 2?"]
-    assert f"{file}: 1 of 3 rows; train on it with task=math_clean" in done.stdout
-    assert "not there: MultiArith, SingleEq, SVAMP, mawps, gsm8k, AQuA" in done.stdout
+    assert f"{file}: 1 of 4 rows; train on it with task=math_clean" in done.stdout
+    assert "not there: MultiArith, SingleEq, SVAMP, mawps, AQuA" in done.stdout
     report = json.loads(check_data("--data-dir", tmp_path, "--json").stdout)
     assert {found["train"]: found["questions"] for found in report["contamination"]} == {
         "math_10k": 1,
