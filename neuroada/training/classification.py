@@ -173,11 +173,11 @@ class Validation:
 
     def improved(self, step: int) -> bool:
         """Score the part that chooses and, if this is the best so far, the part that is reported. Collective."""
-        best = max((entry["choose"] for entry in self.epochs), default=-math.inf)
+        best = max(map(_quality, self.epochs), default=(-math.inf, 0.0))
         entry = {"step": step, "epoch": round(self.epoch, 3)}
         entry["choose"], entry["choose_loss"] = self._score(self.choose)
         self.epochs.append(entry)
-        if entry["choose"] <= best:
+        if _quality(entry) <= best:
             return False
         entry["report"], entry["report_loss"] = self._score(self.report)
         return True
@@ -227,6 +227,11 @@ class Validation:
             entry["frozen_base"] = json.loads(other.read_text())["tasks"][self.task.name]["sound"]
         adapter = str(self.file.parent / "adapter")
         return {"model": self.recipe.model, "adapter": adapter, "tasks": {self.task.name: entry}, "averages": {}}
+
+
+def _quality(entry: dict[str, float]) -> tuple[float, float]:
+    """What is larger for a better epoch: its score, then, as small splits often tie, how low its loss is."""
+    return entry["choose"], -entry["choose_loss"]
 
 
 def _table(results: dict[str, Any]) -> Table:

@@ -241,9 +241,11 @@ def test_a_bf16_encoder_has_an_fp32_classifier(encoder: Path, data: Path, tmp_pa
 
 
 def test_the_best_epoch_is_kept(encoder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Epochs end with steps 4, 7 and, the run's end, 8: the second is the best, the third only ties with it."""
-    scores = iter([0.5, 0.1, 0.75, 0.2, 0.75])  # choosing, reporting; choosing, reporting; choosing
-    monkeypatch.setattr(Validation, "_score", lambda self, texts: (next(scores), 0.0))
+    """Epochs end with steps 4, 7 and 8, the run's end: the second ties with the first at a lower loss, the third with
+    the second at the same loss."""
+    # Choosing, reporting; choosing, reporting; choosing.
+    scores = iter([(0.75, 0.4), (0.1, 0.0), (0.75, 0.3), (0.2, 0.0), (0.75, 0.3)])
+    monkeypatch.setattr(Validation, "_score", lambda self, texts: next(scores))
     wanted = recipe(encoder, data, tmp_path, "engine.name=single", "checkpoint.every_steps=7")
     train(wanted)
     found = result(tmp_path)
