@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -24,13 +24,16 @@ def summarize(
     """One row a method over its seeds at the rate chosen for it; the base model's row first.
 
     `chosen`: {label: {"lr", "tries": {rate: what it was chosen by, lower is better; None: diverged}}}.
+    A row's "difference" is its held-out losses less the first method's, seed by seed: a seed draws the order of the
+    data (of a classifier also its start and the split) for every method alike, and that part of the spread cancels.
     """
     results = {
         file.parent.relative_to(out / "runs").as_posix(): json.loads(file.read_text())
         for file in sorted((out / "runs").rglob("result.json"))
     }
     base = results.get("base", {})
-    rows = []
+    rows: list[dict[str, Any]] = []
+    losses: list[dict[int, float]] = []  # of each method on what is held out, by seed
     for label, choice in chosen.items():
         runs = [
             result
@@ -38,14 +41,17 @@ def summarize(
             if name != "base" and _is(result, name, label, choice["lr"]) and result["recipe"]["train"]["seed"] in seeds
         ]
         ended = [result for result in runs if "diverged" not in result]
+        losses.append({result["recipe"]["train"]["seed"]: result["report"] for result in ended})
+        shared = losses[0].keys() & losses[-1].keys()
         rows.append(
             {
                 "method": label,
                 **choice,
                 "at_the_edge": _at_the_edge(choice),
-                "seeds": [result["recipe"]["train"]["seed"] for result in ended],
+                "seeds": list(losses[-1]),
                 "diverged": len(runs) - len(ended),
-                "report": _spread([result.get("report") for result in ended]),
+                "report": _spread([*losses[-1].values()]),
+                "difference": _spread([losses[-1][seed] - losses[0][seed] for seed in shared]) if rows else None,
                 "accuracy": _accuracies(ended),
                 **{key: _spread([result.get(key) for result in ended]) for key in COSTS},
                 "trainable": ended[0].get("trainable") if ended else None,
@@ -98,6 +104,7 @@ def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "rate",
         "seeds",
         "held-out loss",
+        f"less {summary['rows'][0]['method']}'s",
         *tasks,
         "step",
         "peak memory",
@@ -109,7 +116,7 @@ def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     if base["report"] is not None or base["accuracy"]:
         loss = "" if base["report"] is None else f"{base['report']:.4f}"
         scores = [_percent(base["accuracy"].get(name)) for name in tasks]
-        lines.append(["base, untrained", "0", "", "", loss, *scores, "", "", "", ""])
+        lines.append(["base, untrained", "0", "", "", loss, "", *scores, "", "", "", ""])
     for row in summary["rows"]:
         lines.append(
             [
@@ -117,27 +124,27 @@ def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{row['trainable']:,}" if row["trainable"] else "",
                 f"{row['lr']:g}" + ("*" if row["at_the_edge"] else ""),
                 f"{len(row['seeds'])}" + (f" ({row['diverged']} diverged)" if row["diverged"] else ""),
-                _with_spread(row["report"], "{:.4f}"),
+                _with_spread(row["report"], 4),
+                _with_spread(row["difference"], 4, "+"),
                 *(_percent(row["accuracy"].get(name)) for name in tasks),
-                _with_spread(row["step_seconds"], "{:.2f}") + (" s" if row["step_seconds"] else ""),
+                _with_spread(row["step_seconds"], 2) + (" s" if row["step_seconds"] else ""),
                 size(row["peak_memory_bytes"]["mean"]) if row["peak_memory_bytes"] else "",
                 size(row["saved_bytes"]["mean"]) if row["saved_bytes"] else "",
-                _with_spread(row["merged_cost"], "{:.2f}") + (" x" if row["merged_cost"] else ""),
+                _with_spread(row["merged_cost"], 2) + (" x" if row["merged_cost"] else ""),
             ]
         )
     return header, lines
 
 
-def _with_spread(value: dict[str, float] | None, form: str) -> str:
+def _with_spread(value: dict[str, float] | None, decimals: int, sign: Literal["", "+"] = "") -> str:
     if value is None:
         return ""
-    return form.format(value["mean"]) + (f" ± {form.format(value['deviation'])}" if value["n"] > 1 else "")
+    told = f"{value['mean']:{sign}.{decimals}f}"
+    return told + (f" ± {value['deviation']:.{decimals}f}" if value["n"] > 1 else "")
 
 
 def _percent(value: dict[str, float] | None) -> str:
-    return _with_spread(
-        value and {**value, "mean": 100 * value["mean"], "deviation": 100 * value["deviation"]}, "{:.1f}"
-    )
+    return _with_spread(value and {**value, "mean": 100 * value["mean"], "deviation": 100 * value["deviation"]}, 1)
 
 
 def notes(summary: dict[str, Any]) -> list[str]:
@@ -145,7 +152,8 @@ def notes(summary: dict[str, Any]) -> list[str]:
     said = [
         "Mean ± standard deviation over seeds. Held-out loss: nats per answer token (of a classifier: per text) of "
         "questions no run saw, nor was a learning rate chosen by them. Accuracy in %. Merged cost: a forward pass "
-        "after merging, as a multiple of the base model's."
+        "after merging, as a multiple of the base model's.",
+        "Less the first method's: the difference of the losses, seed by seed; below 0 is better than the first method.",
     ]
     if any(row["at_the_edge"] for row in summary["rows"]):
         said.append("* the best of the rates tried is the lowest or the highest: a better one may lie beyond.")

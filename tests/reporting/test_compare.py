@@ -110,19 +110,34 @@ def test_wrong_arguments_are_refused_before_anything_runs(arguments: list[str], 
     assert children == []
 
 
-def test_the_spread_is_the_sample_deviation(tmp_path: Path) -> None:
-    recipe = {"optimizer": {"lr": 0.1}}
-    for seed, loss in ((1, 1.0), (2, 2.0), (3, 3.0)):
-        folder = tmp_path / "runs" / "full" / f"lr-0.1-seed-{seed}"
-        folder.mkdir(parents=True)
-        tasks = {"t": {"sound": loss / 10}}
-        result = {"recipe": {**recipe, "train": {"seed": seed}}, "report": loss, "choose": loss, "tasks": tasks}
-        (folder / "result.json").write_text(json.dumps(result))
-    chosen = {"full": {"lr": 0.1, "tries": {"0.01": 2.0, "0.1": 1.0}}}
+def test_spreads_and_differences_are_of_seeds(tmp_path: Path) -> None:
+    """Sample deviations; differences seed by seed, of the seeds that both methods ended."""
+    losses = {"neuroada": {1: 0.5, 2: 1.75, 3: 2.0}, "full": {1: 1.0, 2: 2.0, 3: 3.0, 4: 9.0}}
+    for method, by_seed in losses.items():
+        for seed, loss in by_seed.items():
+            folder = tmp_path / "runs" / method / f"lr-0.1-seed-{seed}"
+            folder.mkdir(parents=True)
+            recipe = {"optimizer": {"lr": 0.1}, "train": {"seed": seed}}
+            result = {"recipe": recipe, "report": loss, "choose": loss, "tasks": {"t": {"sound": loss / 10}}}
+            (folder / "result.json").write_text(json.dumps(result))
+    diverged = tmp_path / "runs" / "neuroada" / "lr-0.1-seed-4"
+    diverged.mkdir()
+    recipe = {"optimizer": {"lr": 0.1}, "train": {"seed": 4}}
+    (diverged / "result.json").write_text(json.dumps({"recipe": recipe, "diverged": "so it did", "choose": None}))
+    tried = {"lr": 0.1, "tries": {"0.01": 2.0, "0.1": 1.0}}
+    chosen = {"neuroada": tried, "full": tried}
+
     summary = summarize(tmp_path, chosen, [1, 2, 3], task="t", model="m", command="c")
-    (row,) = summary["rows"]
+    first, row = summary["rows"]
     assert row["report"] == {"mean": 2.0, "deviation": 1.0, "n": 3}
     assert row["accuracy"]["t"]["mean"] == pytest.approx(0.2)
     assert row["at_the_edge"]
+    assert first["difference"] is None
+    assert row["difference"] == pytest.approx({"mean": (0.5 + 0.25 + 1.0) / 3, "deviation": 0.381881, "n": 3})
     write_comparison(tmp_path, summary)
-    assert "2.0000 ± 1.0000" in (tmp_path / "report.html").read_text()
+    report = (tmp_path / "report.html").read_text()
+    assert "2.0000 ± 1.0000" in report and "+0.5833 ± 0.3819" in report and "less neuroada&#x27;s" in report
+
+    first, row = summarize(tmp_path, chosen, [1, 4], task="t", model="m", command="c")["rows"]
+    assert (first["seeds"], first["diverged"], row["seeds"]) == ([1], 1, [1, 4])
+    assert row["difference"] == {"mean": 0.5, "deviation": 0.0, "n": 1}
