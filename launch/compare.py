@@ -243,13 +243,11 @@ def scores(folder: Path, recipe: Recipe, base: bool) -> dict[str, Any]:
     whole = (folder / "model").is_dir()
     source = Source(str(folder / "model") if whole else recipe.model, None if base or whole else folder / "adapter")
     model, tokenizer = load(source, "auto", device)
-    train, *parts = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)
+    _, *parts = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)
     for name, part in zip(("choose", "report"), parts, strict=True):
         data = encode(part, task, tokenizer, recipe.train.max_length)
         result[name] = mean_answer_loss(model, data, tokenizer.pad_token_id or 0)
     if not base:
-        data = encode(train, task, tokenizer, recipe.train.max_length, Path(recipe.data_dir) / ".tokens")
-        result["step_seconds"] = median_step_seconds(folder, recipe, data)
         result["merged_cost"] = merged_cost(model, load(Source(recipe.model), "auto", device)[0])
     if recipe.evaluate.tasks:
         asked = resolve_tasks(recipe.evaluate.tasks)
@@ -264,8 +262,11 @@ def scores(folder: Path, recipe: Recipe, base: bool) -> dict[str, Any]:
 
 def costs(folder: Path) -> dict[str, Any]:
     """What the run's own files say of its cost. Peak memory is before any checkpoint or adapter is written."""
+    from statistics import median
+
     facts = json.loads((folder / "run.json").read_text())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    settled = [line["step_seconds"] for line in lines if line["step"] > 3]  # the first ones also compile and allocate
     saved = [*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors")]
     return {
         "trainable": facts["trainable"],
@@ -273,23 +274,10 @@ def costs(folder: Path) -> dict[str, Any]:
         "device": facts["device"],
         "world_size": facts["world_size"],
         "final_loss": lines[-1]["loss"],
+        "step_seconds": median(settled) if settled else None,
         "peak_memory_bytes": lines[-1]["peak_memory_bytes"],
         "saved_bytes": sum(file.stat().st_size for file in saved),
     }
-
-
-def median_step_seconds(folder: Path, recipe: Recipe, data: Any) -> float | None:
-    """Of the steps after the third: tokens of the step, over the tokens per second that the run recorded."""
-    from statistics import median
-
-    from neuroada.training.batches import global_batch
-
-    seconds = []
-    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
-        batch = global_batch(line["step"] - 1, recipe.train.global_batch_size, len(data), recipe.train.seed)
-        if line["step"] > 3:
-            seconds.append(int(data.lengths[batch].sum()) / line["tokens_per_second"])
-    return median(seconds) if seconds else None
 
 
 def merged_cost(merged: "PreTrainedModel", base: "PreTrainedModel", repeats: int = 9) -> float:

@@ -96,7 +96,7 @@ def _accuracies(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The table as text: its header, and a row for the base and for each method."""
+    """The table as text: its header, and a row for the base and for each method; without columns that nothing fills."""
     tasks = list(dict.fromkeys(name for row in [summary["base"], *summary["rows"]] for name in row["accuracy"]))
     header = [
         "method",
@@ -133,7 +133,8 @@ def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 _with_spread(row["merged_cost"], 2) + (" x" if row["merged_cost"] else ""),
             ]
         )
-    return header, lines
+    filled = [column for column in range(len(header)) if any(line[column] for line in lines)]
+    return [header[column] for column in filled], [[line[column] for column in filled] for line in lines]
 
 
 def _with_spread(value: dict[str, float] | None, decimals: int, sign: Literal["", "+"] = "") -> str:

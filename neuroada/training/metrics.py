@@ -45,8 +45,9 @@ class Metrics:
         # A run that was killed while it wrote may have left half a line.
         return [line for line in self.file.read_text().splitlines() if line.endswith("}")]
 
-    def log(self, step: int, loss: float, lr: float, grad_norm: float, tokens_per_second: float) -> None:
-        """Record the finished step `step` (from 1)."""
+    def log(self, step: int, loss: float, lr: float, grad_norm: float, tokens: int, seconds: float) -> None:
+        """Record the finished step `step` (from 1), of `tokens` real tokens on all ranks, that took `seconds`."""
+        tokens_per_second = tokens / seconds
         self.bar.update()
         self.bar.set_postfix(loss=f"{loss:.4f}", tokens_per_s=f"{tokens_per_second:,.0f}")
         if step % self.every and step != self.steps:
@@ -56,6 +57,7 @@ class Metrics:
             "lr": lr,
             "grad_norm": grad_norm,
             "tokens_per_second": tokens_per_second,
+            "step_seconds": seconds,
             "peak_memory_bytes": peak_memory_bytes(),
         }
         self.stream.write(json.dumps({"step": step, **values}) + "\n")

@@ -193,7 +193,7 @@ def run_steps(
                 f"({recipe.optimizer.lr}) or check the data; last good checkpoint: {last}"
             )
         if metrics is not None:
-            metrics.log(done, loss, lr, norm, tokens / (time.perf_counter() - started))
+            metrics.log(done, loss, lr, norm, tokens, time.perf_counter() - started)
             if done == remaining.start + 3:  # the first ones also compile and allocate
                 describe_time(time.perf_counter() - started, steps - done)
         # Before the checkpoint, so that a run that resumes there has it behind itself.

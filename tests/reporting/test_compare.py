@@ -72,7 +72,7 @@ def test_it_compares_resumes_and_refuses(arguments: list[str], children: list[st
     assert sparse["report"]["n"] == 2 and sparse["report"]["deviation"] > 0
     assert sparse["trainable"] == 4 * 1024 and full["trainable"] == full["parameters"]
     assert full["saved_bytes"]["mean"] > 4 * full["parameters"] > 10 * sparse["saved_bytes"]["mean"]
-    assert 0.2 < sparse["merged_cost"]["mean"] < 5
+    assert 0.2 < sparse["merged_cost"]["mean"] < 5 and sparse["step_seconds"]["mean"] > 0
     report = (out / "report.html").read_text()
     for told in ("neuroada:k=4", f"{sparse['report']['mean']:.4f}", f"{full['trainable']:,}", "✓"):
         assert told in report
@@ -137,6 +137,7 @@ def test_spreads_and_differences_are_of_seeds(tmp_path: Path) -> None:
     write_comparison(tmp_path, summary)
     report = (tmp_path / "report.html").read_text()
     assert "2.0000 ± 1.0000" in report and "+0.5833 ± 0.3819" in report and "less neuroada&#x27;s" in report
+    assert "held-out loss</th>" in report and "merged cost</th>" not in report  # not measured: no column
 
     first, row = summarize(tmp_path, chosen, [1, 4], task="t", model="m", command="c")["rows"]
     assert (first["seeds"], first["diverged"], row["seeds"]) == ([1], 1, [1, 4])
