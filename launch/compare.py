@@ -211,21 +211,23 @@ def measure(folder: Path, base: bool) -> None:
     result: dict[str, Any] = {"recipe": deciding(recipe, base)}
     if not base:
         result |= costs(folder)
+        scored = folder / "results.json"  # the run has scored itself, on all its ranks
+        if scored.is_file():
+            result["tasks"] = json.loads(scored.read_text())["tasks"]
     if not task.num_labels:
-        result |= scores(folder, recipe, base)
+        result |= losses(folder, recipe, base)
     elif base:
         result["choose"] = None
-    else:  # a classifier: the run has scored itself, on the published split
-        result["tasks"] = json.loads((folder / "results.json").read_text())["tasks"]
-        scored = result["tasks"][task.name]
-        result |= {"choose": scored["choose"]["loss"], "report": scored["loss"]}
+    else:
+        entry = result["tasks"][task.name]
+        result |= {"choose": entry["choose"]["loss"], "report": entry["loss"]}
     partial = folder / ".result.json.partial"
     partial.write_text(json.dumps(result, indent=1) + "\n")
     partial.replace(folder / "result.json")
 
 
-def scores(folder: Path, recipe: Recipe, base: bool) -> dict[str, Any]:
-    """What loading the model shows: losses on the parts held out, accuracies, times."""
+def losses(folder: Path, recipe: Recipe, base: bool) -> dict[str, Any]:
+    """What loading the model shows: losses on the parts held out; what merging costs; accuracies of the base."""
     import torch
 
     import neuroada.adapter  # noqa: F401 (PEFT knows the method from here on)
@@ -249,12 +251,10 @@ def scores(folder: Path, recipe: Recipe, base: bool) -> dict[str, Any]:
         result[name] = mean_answer_loss(model, data, tokenizer.pad_token_id or 0)
     if not base:
         result["merged_cost"] = merged_cost(model, load(Source(recipe.model), "auto", device)[0])
-    if recipe.evaluate.tasks:
-        asked = resolve_tasks(recipe.evaluate.tasks)
-        names = {"model": source.model, "adapter": str(source.adapter) if source.adapter else None}
+    elif recipe.evaluate.tasks:
         scored = evaluate_tasks(
-            model, tokenizer, asked, recipe.data_dir, folder,
-            limit=recipe.evaluate.limit, names=names, trained_on=recipe.task, identity=source.identity(),
+            model, tokenizer, resolve_tasks(recipe.evaluate.tasks), recipe.data_dir, folder,
+            limit=recipe.evaluate.limit, trained_on=recipe.task, identity=source.identity(),
         )  # fmt: skip
         result["tasks"] = scored["tasks"]
     return result
