@@ -82,15 +82,17 @@ def test_it_compares_resumes_and_refuses(arguments: list[str], children: list[st
     children.clear()
     compare.main(arguments)
     assert children == []
-    run = out / "runs" / "neuroada-k=4" / "lr-0.01-seed-2"  # scores that a run gave itself are taken, not repeated
-    (run / "results.json").write_text('{"tasks": {"arithmetic": {"sound": 0.5}}}')
-    compare.measure(run, False)
-    assert json.loads((run / "result.json").read_text())["tasks"]["arithmetic"]["sound"] == 0.5
     (out / "runs" / "full" / "lr-0.001-seed-2" / "result.json").unlink()
     compare.main(arguments)
     assert children == ["full/lr-0.001-seed-2"]
     with pytest.raises(UserError, match="choose another folder"):
         compare.main([*arguments, "train.max_length=200"])
+
+    # Scores that a run gave itself are taken, not repeated.
+    run = out / "runs" / "neuroada-k=4" / "lr-0.01-seed-2"
+    (run / "results.json").write_text('{"tasks": {"arithmetic": {"sound": 0.5}}}')
+    compare.measure(run, False)
+    assert json.loads((run / "result.json").read_text())["tasks"]["arithmetic"]["sound"] == 0.5
 
 
 def refused(arguments: list[str], **changes: list[str]) -> str:
