@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from neuroada.adapter import NeuroAdaLinear
 from neuroada.errors import UserError
+from neuroada.sources.tiny import make_tiny_encoder
 from neuroada.tasks.data import load_examples
 from neuroada.tasks.table import get_task
 from neuroada.training import classification
@@ -30,29 +31,7 @@ ALPHABETS = ["nopqrst", "abcdefg"]  # the letters of a text with label 0, and wi
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random 2-layer RoBERTa without a head and without dropout; one token a byte, <s> text </s>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
-
-    folder = tmp_path_factory.mktemp("models") / "encoder"
-    special = ["<s>", "<pad>", "</s>"]
-    vocabulary = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", eos_token="</s>", pad_token="<pad>",
-        model_max_length=128, model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)  # fmt: skip
-    config = RobertaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=130, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=1,
-        initializer_range=0.2,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return folder
+    return make_tiny_encoder(tmp_path_factory.mktemp("models") / "encoder")
 
 
 @pytest.fixture(scope="module")
