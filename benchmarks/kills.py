@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/kills"), help="is emptied first")
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
-    for module in ("deepspeed", "torch.utils.tensorboard", "neuroada.training.run"):
+    for module in ("deepspeed", "torch.utils.tensorboard", "neuroada.training.trainer"):
         importlib.import_module(module)  # once for all lives
     draw = random.Random(args.seed)
     folder = args.folder.resolve()

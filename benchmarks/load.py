@@ -55,8 +55,8 @@ def rank(model: str, overrides: list[str], out: str) -> None:
     import peft  # noqa: F401  its import is not the model's memory
     import torch
 
-    from neuroada.training.engines import make_engine
-    from neuroada.training.recipe import load_recipe
+    from neuroada.config.recipe import load_recipe
+    from neuroada.engines import make_engine
 
     recipe = load_recipe("tiny_arithmetic", [f"model={model}", *overrides])
     engine = make_engine(recipe)

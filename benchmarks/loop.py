@@ -76,14 +76,14 @@ def worker(pipe: Connection, variant: str, args: argparse.Namespace, folder: str
 
 def run_own(pipe: Connection, variant: str, args: argparse.Namespace, folder: str, started: float) -> None:
     """This project's loop, as neuroada/training/run.py has it, on one process."""
+    from neuroada.config.recipe import Recipe
+    from neuroada.engines.single import SingleEngine
+    from neuroada.hf.loading import load_tokenizer
+    from neuroada.objectives.cross_entropy import answer_loss
+    from neuroada.objectives.micro_batch import collate, global_batch, share
     from neuroada.tasks.data import load_examples
     from neuroada.tasks.encode import encode
     from neuroada.tasks.table import get_task
-    from neuroada.training.batches import collate, global_batch, share
-    from neuroada.training.engines.single import SingleEngine
-    from neuroada.training.loss import answer_loss
-    from neuroada.training.model import load_tokenizer
-    from neuroada.training.recipe import Recipe
 
     recipe = Recipe.model_validate(
         {

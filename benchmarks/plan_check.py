@@ -75,10 +75,10 @@ def check(model: str, strategy: str, ranks: int, checkpointing: bool = False) ->
 
 
 def planned(values: dict[str, Any], strategy: str, ranks: int, options: dict[str, Any]) -> int:
-    from neuroada.planning.model_config import find_config
+    from neuroada.config.recipe import Recipe
+    from neuroada.hf.config import find_config
     from neuroada.planning.step import record_step
     from neuroada.planning.strategies import memory
-    from neuroada.training.recipe import Recipe
 
     recipe = Recipe.model_validate(values)
     step = record_step(recipe, find_config(recipe.model)[0], accumulating=False)
@@ -91,11 +91,11 @@ def measure(task: dict[str, Any]) -> None:
 
     import torch
 
+    from neuroada.config.recipe import Recipe
+    from neuroada.engines import make_engine
+    from neuroada.objectives.cross_entropy import answer_loss
     from neuroada.planning.step import longest_batch
     from neuroada.planning.timeline import Recorder
-    from neuroada.training.engines import make_engine
-    from neuroada.training.loss import answer_loss
-    from neuroada.training.recipe import Recipe
 
     class RealRecorder(Recorder):
         """Counts real storages; FSDP2 frees and refills its own by resizing them, which no operator shows."""

@@ -22,16 +22,16 @@ from pathlib import Path
 import torch
 
 from neuroada.adapter import NeuroAdaLinear
+from neuroada.config.recipe import Recipe, load_recipe
+from neuroada.engines import STATE
+from neuroada.engines.single import SingleEngine
 from neuroada.ops import linear
 from neuroada.tasks.data import load_examples
 from neuroada.tasks.encode import encode
+from neuroada.tasks.hold_out import hold_out, mean_answer_loss
 from neuroada.tasks.table import get_task
-from neuroada.training.engines import STATE
-from neuroada.training.engines.single import SingleEngine
-from neuroada.training.held_out import hold_out, mean_answer_loss
-from neuroada.training.recipe import Recipe, load_recipe
-from neuroada.training.run import prepare, run_micro_batches
 from neuroada.training.schedule import lr_at
+from neuroada.training.trainer import prepare, run_micro_batches
 
 VARIANTS = ("exact", "rounded", "bf16")
 exactly = linear.adapted

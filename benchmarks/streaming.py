@@ -146,7 +146,7 @@ def compare(room: Path, size: float, k: int) -> None:
         speed = f"{done.seconds:.1f} | {size / done.seconds:.2f} | {against}"
         print(f"| {name} | {speed} | {done.cpu:.1f} | {peak} |", flush=True)
 
-    row("only importing", run(base, "-c", "import neuroada.adapter.streaming.merge"))
+    row("only importing", run(base, "-c", "import neuroada.offline.merge"))
     for workers in sorted({1, os.cpu_count() or 1}):
         selection.unlink(missing_ok=True)
         reading = read(base)

@@ -1,37 +1,6 @@
-"""Write a run's report.html and model card again, after it has been scored, say.
+"""`neuroada report` as a script."""
 
-python launch/report.py runs/llama7b_math
-
-With base/results.json in the run's folder (launch/evaluate.py --model BASE --tasks ... --out RUN/base) the report sets
-the base model's accuracy beside the run's.
-"""
-
-import argparse
-import json
-from pathlib import Path
-
-from neuroada.command import run
-from neuroada.errors import UserError
-
-
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a run's folder, or a comparison's")
-    folder = parser.parse_args(argv).folder
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a run's, such as runs/quickstart")
-    if (folder / "comparison.json").is_file():
-        from neuroada.reporting.comparison import write_comparison
-
-        write_comparison(folder, json.loads((folder / "comparison.json").read_text()))
-    else:
-        from neuroada.reporting import write_report
-
-        write_report(folder)
-    print(f"report: {folder / 'report.html'}")
-
+from neuroada.cli.main import script
 
 if __name__ == "__main__":
-    run(main)
+    script("report")

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
+from neuroada.version import __version__ as __version__
+
 __all__ = ["NeuroAdaConfig", "NeuroAdaModel", "select_by_gradient"]
 
 

@@ -9,9 +9,9 @@ import gc
 import json
 from pathlib import Path
 
-from neuroada.command import run
-from neuroada.training.recipe import load_recipe
-from neuroada.training.run import train
+from neuroada.cli.command import run
+from neuroada.config.recipe import load_recipe
+from neuroada.training.trainer import train
 
 
 def main(argv: list[str]) -> None:

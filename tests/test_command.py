@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import atexit, os
 import torch.distributed as dist
-from neuroada.command import run
+from neuroada.cli.command import run
 from neuroada.errors import Preempted, UserError
 
 def main(argv):

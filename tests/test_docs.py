@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from neuroada.evaluation.arguments import resolve_tasks
+from neuroada.config.recipe import load_recipe
+from neuroada.evaluation.source import resolve_tasks
 from neuroada.sources.datasets import SUITES
 from neuroada.sources.models import MODELS
-from neuroada.training.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", "launch/slurm/README.md",

@@ -22,7 +22,8 @@ from tqdm import tqdm
 from neuroada.errors import UserError
 from neuroada.evaluation.generate import Batch, generate, plan_batches, stop_tokens
 from neuroada.evaluation.parts import Parts
-from neuroada.evaluation.results import averages, summarize, to_json, write_atomically
+from neuroada.evaluation.results import averages, summarize, to_json
+from neuroada.files import write_text
 from neuroada.tasks.data import contamination, load_examples, possible_files
 from neuroada.tasks.encode import encode_prompts
 from neuroada.tasks.table import TASKS, Example, Task
@@ -239,10 +240,10 @@ def _conclude(
             generations.update(zip(batch.indices, done[name, number], strict=True))
         predictions = [_prediction(q, i, generations[i], seen) for i in range(len(q.examples))]
         lines = "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
-        write_atomically(out / "predictions" / f"{name}.jsonl", lines)
+        write_text(out / "predictions" / f"{name}.jsonl", lines)
         entries[name] = summarize(q.task, predictions)
     means = averages([q.task for q in questions.values()], entries)
-    write_atomically(out / "results.json", to_json({**names, "tasks": entries, "averages": means}))
+    write_text(out / "results.json", to_json({**names, "tasks": entries, "averages": means}))
     parts.remove()
 
 

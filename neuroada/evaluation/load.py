@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from neuroada.errors import UserError
-from neuroada.evaluation.arguments import Source
+from neuroada.evaluation.source import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,26 +1,15 @@
 """From scored predictions to results.json and the table that is printed."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from neuroada.tasks.statistics import RULES, wilson
 from neuroada.tasks.table import Task
 
 Prediction = Mapping[str, Any]  # a line of predictions/<task>.jsonl
-RULES = ("published", "sound")
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion (Wilson 1927): two accuracies in 0..1. n >= 1."""
-    z = 1.959963984540054  # the normal distribution's 97.5 % quantile
-    p, z2 = correct / n, z * z / n
-    centre = (p + z2 / 2) / (1 + z2)
-    half = z / (1 + z2) * math.sqrt(p * (1 - p) / n + z2 / (4 * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def summarize(task: Task, predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -55,14 +44,6 @@ def averages(tasks: Sequence[Task], entries: Mapping[str, Mapping[str, Any]]) ->
                 **{key: sum(row[key] for row in rows) / len(rows) for key in (*RULES, "baseline")},
             }
     return means
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write UTF-8 `text` under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def to_json(results: Mapping[str, Any]) -> str:

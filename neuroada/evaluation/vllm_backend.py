@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from neuroada.evaluation.arguments import Source
 from neuroada.evaluation.generate import Batch
 from neuroada.evaluation.load import load
+from neuroada.evaluation.source import Source
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
 

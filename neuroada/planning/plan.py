@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuroada.config.ds_config import read_ds_config, zero_options
+from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
-from neuroada.planning.methods import METHODS
-from neuroada.planning.model_config import find_config
+from neuroada.hf.config import find_config
+from neuroada.methods import make_method
+from neuroada.planning.frozen import Frozen
 from neuroada.planning.step import Step, record_step
-from neuroada.planning.strategies import STRATEGIES, Memory, memory, zero_options
-from neuroada.planning.work import Work, work
-from neuroada.training.engines.deepspeed import read_ds_config
-from neuroada.training.recipe import Recipe
+from neuroada.planning.strategies import STRATEGIES, Memory, memory
+from neuroada.planning.traffic import Work, work
+from neuroada.registry import METHODS
 
 GIB = 2**30
 CONTEXT_BYTES = GIB  # CUDA's context, the libraries' workspaces and NCCL's buffers
@@ -148,11 +150,22 @@ def _runnable(world_size: int) -> list[str]:
     return [name for name in _RUNNABLE if name != "zero3_hpz" or (world_size > node and world_size % node == 0)]
 
 
-def compare_methods(recipe: Recipe) -> dict[str, Memory]:
-    """One process' memory at the peak, by method, on the recipe's model and batch."""
+def compare_methods(recipe: Recipe) -> tuple[dict[str, Memory], dict[str, str]]:
+    """({method: one process' memory at the peak on the recipe's model and batch}, {method left out: why}).
+
+    The floor comes first: a frozen base, through which a backward pass runs.
+    """
     config, _ = find_config(recipe.model)
     accumulating = recipe.micro_batches(1) > 1
-    return {name: memory(record_step(recipe, config, accumulating, name), "single", 1) for name in METHODS}
+    found = {Frozen.name: memory(record_step(recipe, config, accumulating, Frozen(recipe)), "single", 1)}
+    left_out = {}
+    for name in METHODS.names():
+        try:
+            method = make_method(recipe, name)
+            found[name] = memory(record_step(recipe, config, accumulating, method), "single", 1)
+        except UserError as error:  # of this model or task, such as a classifier alone where there is none
+            left_out[name] = str(error)
+    return found, left_out
 
 
 def _what_would_fit(recipe: Recipe, config: Any, world_size: int, card_bytes: float) -> str:

@@ -1,11 +1,15 @@
 """A plan as text."""
 
+from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
+from neuroada.methods import make_method
 from neuroada.planning.plan import Plan, RankPlan
 from neuroada.planning.strategies import Memory
+from neuroada.registry import METHODS
+from neuroada.runs.formatting import format_bytes
 from neuroada.tasks.data import load_examples
 from neuroada.tasks.table import get_task
-from neuroada.training.recipe import Recipe
+from neuroada.training.trainer import total_steps
 
 _KINDS = (
     *("weights", "idx", "delta", "classifier", "mask"),
@@ -19,7 +23,7 @@ def plan(plan: Plan, card_gib: float | None = None, tokens_per_second: float | N
     lines = [
         f"model      {recipe.model} ({plan.config_origin}), {recipe.train.dtype}",
         f"trainable  {plan.trainable:,} of {plan.parameters:,} ({100 * plan.trainable / plan.parameters:.4f} %); "
-        f"a checkpoint is {_size(plan.checkpoint_bytes)}",
+        f"a checkpoint is {format_bytes(plan.checkpoint_bytes)}",
         f"rank       {recipe.train.micro_batch_size} x {recipe.train.max_length} tokens at once, at most"
         + (", activation checkpointing" if recipe.train.activation_checkpointing else "")
         + (", packed" if recipe.train.packing else ""),
@@ -27,12 +31,12 @@ def plan(plan: Plan, card_gib: float | None = None, tokens_per_second: float | N
         *_table([_row(rank, card_gib) for rank in plan.ranks], chosen.strategy),
         "",
         f"{'recommended' if card_gib else 'planned':10} {chosen.strategy} on {chosen.world_size} rank(s): "
-        f"{_size(chosen.memory.peak_bytes)} a rank"
-        + (f", {_size(chosen.memory.host_bytes)} of host memory a rank" if chosen.memory.host_bytes else ""),
+        f"{format_bytes(chosen.memory.peak_bytes)} a rank"
+        + (f", {format_bytes(chosen.memory.host_bytes)} of host memory a rank" if chosen.memory.host_bytes else ""),
         f"step       {recipe.train.global_batch_size} sequences, at most {chosen.work.tokens:,} tokens, "
         f"{chosen.work.flops / 1e12:,.1f} TFLOP over all ranks",
-        f"sent       {_size(chosen.work.sent_bytes)} a rank and step, {100 * chosen.work.adapter_share:.1f} % of it "
-        "idx, delta and gradients",
+        f"sent       {format_bytes(chosen.work.sent_bytes)} a rank and step, "
+        f"{100 * chosen.work.adapter_share:.1f} % of it idx, delta and gradients",
         f"run        {run_length(recipe)}",
     ]
     if tokens_per_second and (steps := steps_of(recipe)):
@@ -43,24 +47,25 @@ def plan(plan: Plan, card_gib: float | None = None, tokens_per_second: float | N
     return "\n".join(lines)
 
 
-def comparison(recipe: Recipe, methods: dict[str, Memory]) -> str:
+def comparison(recipe: Recipe, methods: dict[str, Memory], left_out: dict[str, str]) -> str:
     """The methods' peaks side by side, in GB (1e9 bytes)."""
-    own = methods["neuroada"].peak_bytes
+    own = methods[recipe.adapter.method].peak_bytes if recipe.adapter.method in methods else 0
     rows = [
         {
             "method": name,
             "peak": f"{held.peak_bytes / 1e9:.2f}",
-            "neuroada": f"{100 * (own / held.peak_bytes - 1):+.0f} %",
+            recipe.adapter.method: f"{100 * (own / held.peak_bytes - 1):+.0f} %",
             **_kinds(held),
         }
         for name, held in methods.items()
     ]
+    told = {name: make_method(recipe, name).describe() for name in methods if name in METHODS}
     head = (
         f"{recipe.model}, {recipe.train.micro_batch_size} x {recipe.train.max_length} tokens, {recipe.train.dtype}, "
-        f"k = {recipe.adapter.k}, LoRA r = {recipe.adapter.rank}, activation checkpointing "
-        f"{'on' if recipe.train.activation_checkpointing else 'off'}; GB of one process at the peak of a step"
+        f"activation checkpointing {'on' if recipe.train.activation_checkpointing else 'off'}; GB of one process at "
+        f"the peak of a step\n{'; '.join(dict.fromkeys(told.values()))}"
     )
-    return "\n".join([head, "", *_table(rows)])
+    return "\n".join([head, "", *_table(rows), *(f"left out: {why}" for why in left_out.values())])
 
 
 def steps_of(recipe: Recipe) -> int | None:
@@ -68,8 +73,6 @@ def steps_of(recipe: Recipe) -> int | None:
 
     Counted on all examples: those whose prompt alone fills max_length are dropped when the run tokenises them.
     """
-    from neuroada.training.run import total_steps
-
     try:
         return total_steps(recipe, len(load_examples(get_task(recipe.task), "train", recipe.data_dir)))
     except UserError:
@@ -104,7 +107,3 @@ def _table(rows: list[dict[str, str]], chosen: str = "") -> list[str]:
 
     marks = ["*" if chosen and rows[0].keys() and next(iter(row.values())) == chosen else " " for row in rows]
     return [line({name: name for name in names}, " "), *map(line, rows, marks)]
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.2f} GB" if nbytes >= 1e8 else f"{nbytes / 1e6:,.1f} MB"

@@ -9,21 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from neuroada.adapter import NeuroAdaLinear
-from neuroada.planning.methods import attach_method
-from neuroada.planning.model_config import on_meta
+from neuroada.config.recipe import Recipe
+from neuroada.engines import adamw, trainable_parameters
+from neuroada.hf.loading import DTYPES
+from neuroada.methods import Method, make_method
+from neuroada.objectives import Objective, make_objective
+from neuroada.objectives.micro_batch import MicroBatch
+from neuroada.planning.layers import decoder_layers
+from neuroada.planning.meta_model import on_meta
 from neuroada.planning.timeline import GRADIENTS, Recorder, Timeline, repeat_middle_layer
-from neuroada.tasks.table import get_task
-from neuroada.training.batches import MicroBatch, collate
-from neuroada.training.classification import text_loss
-from neuroada.training.engines import adamw, trained
-from neuroada.training.loss import answer_loss
-from neuroada.training.recipe import Recipe
 
 RECORDED_LAYERS = 3
 
@@ -49,6 +48,7 @@ class Step:
     """What a step of one micro batch costs: every parameter of the model, and what is alive besides.
 
     accumulating: earlier micro batches left gradients, alive from the start; the timeline has only those it made new.
+    trainable: how many trainable parameters, by the method's own count.
     groups: the parameters gathered together by ZeRO-3 when a module runs; a timeline's group g is
     groups[g % len(groups)].
     """
@@ -57,71 +57,67 @@ class Step:
     timeline: Timeline
     groups: list[list[Parameter]]
     accumulating: bool
-
-    @property
-    def trainable(self) -> int:
-        return sum(param.numel for param in self.params if param.trained)
+    trainable: int
 
 
-def record_step(recipe: Recipe, config: Any, accumulating: bool, method: str | None = None) -> Step:
+def record_step(recipe: Recipe, config: Any, accumulating: bool, method: Method | None = None) -> Step:
     """Record a step of one micro batch of `recipe`, at its longest: every sequence of train.max_length tokens, all of
     them scored.
 
     config: the model's transformers configuration. accumulating: gradients of earlier micro batches are alive.
-    method: overrides adapter.method; also "masked" and "full".
+    method: another than the recipe's.
     """
-    method = method or recipe.adapter.method
+    method, objective = method or make_method(recipe), make_objective(recipe)
     layers = config.num_hidden_layers
     kinds = set(getattr(config, "layer_types", None) or ["same"])
     recorded = RECORDED_LAYERS if layers > RECORDED_LAYERS and len(kinds) == 1 else layers
     with warnings.catch_warnings(action="ignore"):  # libraries' advice to trainers would bury the plan
-        params = [param for _, group in _owners(_adapted(recipe, config, method)) for param in group]
-        timeline, groups = _record(recipe, _adapted(recipe, config, method, recorded), accumulating)
+        full = on_meta(config, recipe, method, objective)
+        params = [param for _, group in _owners(full, method) for param in group]
+        model = on_meta(config, recipe, method, objective, recorded)
+        timeline, groups = _record(recipe, model, method, objective, accumulating)
     if recorded < layers:
         timeline = repeat_middle_layer(timeline, layers, len(groups))
-    return Step(params, timeline, groups, accumulating)
+    return Step(params, timeline, groups, accumulating, method.trainable(full))
 
 
-def _adapted(recipe: Recipe, config: Any, method: str, layers: int | None = None) -> nn.Module:
-    return attach_method(on_meta(config, recipe, layers), recipe.adapter, method)
-
-
-def _record(recipe: Recipe, model: nn.Module, accumulating: bool) -> tuple[Timeline, list[list[Parameter]]]:
+def _record(
+    recipe: Recipe, model: nn.Module, method: Method, objective: Objective, accumulating: bool
+) -> tuple[Timeline, list[list[Parameter]]]:
     if recipe.train.activation_checkpointing:
         cast(Any, model).gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    batch = longest_batch(recipe, cast(Any, model).config.vocab_size)
+    compute = DTYPES[recipe.train.dtype]
+    method.prepare(model, torch.device("cpu"), compute)
+    batch = objective.longest_batch(cast(Any, model).config.vocab_size)
     # Constants that the model's code makes of Python numbers are real: let them in.
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         _fake(model)
-        batch = MicroBatch(
-            {k: mode.from_tensor(v) for k, v in batch.inputs.items()}, mode.from_tensor(batch.targets), 0
-        )
+        batch = batch.map(mode.from_tensor)
         optimizer = adamw(model, recipe)
-        for _, param in trained(model):
+        for _, param in trainable_parameters(model):
             param.grad = torch.zeros_like(param)
         optimizer.step()  # makes AdamW's state
         optimizer.zero_grad()
         known = [value for state in optimizer.state.values() for value in state.values()]
         if accumulating:
-            for _, param in trained(model):
+            for _, param in trainable_parameters(model):
                 param.grad = torch.zeros_like(param)
                 known.append(param.grad)
         recorder = Recorder([*model.parameters(), *model.buffers(), *known])
-        groups = watch(model, recorder)
+        groups = watch(model, method, recorder)
         with recorder:
-            run_step(model, batch, optimizer, recorder)
+            run_step(model, objective, batch, optimizer, recorder)
         return recorder.timeline(), groups
 
 
-def run_step(model: nn.Module, batch: MicroBatch, optimizer: torch.optim.Optimizer, recorder: Recorder) -> None:
+def run_step(
+    model: nn.Module, objective: Objective, batch: MicroBatch, optimizer: torch.optim.Optimizer, recorder: Recorder
+) -> None:
     """Forward, backward and AdamW, as the training loop runs them."""
     for tensor in (*batch.inputs.values(), batch.targets):
         recorder.add(tensor)
-    if "logits_to_keep" in batch.inputs:
-        loss = answer_loss(model, batch, answer_tokens=1)
-    else:
-        loss = text_loss(model, batch.inputs, np.zeros(len(batch.targets), dtype=np.float32), examples=1)
+    loss = objective.summed_loss(model, batch)
     recorder.end_forward()
     loss.backward()
     del loss
@@ -130,40 +126,7 @@ def run_step(model: nn.Module, batch: MicroBatch, optimizer: torch.optim.Optimiz
     optimizer.zero_grad()
 
 
-def longest_batch(recipe: Recipe, vocab_size: int) -> MicroBatch:
-    """The largest micro batch the recipe allows: all of max_length tokens, a loss on every one but the first.
-
-    Packed sequences stand below each other here: without padding and mask that costs what flash-attn's variable-length
-    kernels cost on one row (`packed_sdpa` cuts its row by the values of position_ids, which a fake tensor has not).
-    """
-    data = _Longest(recipe.train.micro_batch_size, recipe.train.max_length, vocab_size)
-    batch = collate(data, np.arange(recipe.train.micro_batch_size), packing=False, pad_id=0)
-    if recipe.train.packing:
-        del batch.inputs["attention_mask"]
-    if get_task(recipe.task).suite == "glue":
-        del batch.inputs["logits_to_keep"]
-    return batch
-
-
-class _Longest:
-    """`Sequences` of one length."""
-
-    def __init__(self, size: int, length: int, vocab_size: int) -> None:
-        self.lengths = np.full(size, length)
-        self.num_answer_tokens = self.lengths - 1
-        self.vocab_size = vocab_size
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def tokens(self, index: int) -> np.ndarray:
-        return np.arange(self.lengths[index]) % self.vocab_size
-
-    def answer_start(self, index: int) -> int:
-        return 1
-
-
-def watch(model: nn.Module, recorder: Recorder) -> list[list[Parameter]]:
+def watch(model: nn.Module, method: Method, recorder: Recorder) -> list[list[Parameter]]:
     """Have the recorder told where layers begin, what modules need their parameters when, and what gradients are."""
     groups: list[list[Parameter]] = []
 
@@ -178,7 +141,7 @@ def watch(model: nn.Module, recorder: Recorder) -> list[list[Parameter]]:
 
         return forward, forward_done
 
-    for module, params in _owners(model):
+    for module, params in _owners(model, method):
         before, after = note_use(len(groups))
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
@@ -202,18 +165,12 @@ def watch(model: nn.Module, recorder: Recorder) -> list[list[Parameter]]:
         layer.register_forward_pre_hook(begin)
         layer.register_forward_hook(end)
 
-    for _, param in trained(model):
+    for _, param in trainable_parameters(model):
         param.register_post_accumulate_grad_hook(lambda param: recorder.add(param.grad, GRADIENTS))
     return groups
 
 
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks, in the model's order: the longest ModuleList."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len, default=[]))
-
-
-def _owners(model: nn.Module) -> Iterator[tuple[nn.Module, list[Parameter]]]:
+def _owners(model: nn.Module, method: Method) -> Iterator[tuple[nn.Module, list[Parameter]]]:
     """The modules that run on parameters of their own, and these; an adapted Linear owns its weight and its adapter.
 
     A tied weight belongs to the first of its modules.
@@ -232,21 +189,18 @@ def _owners(model: nn.Module) -> Iterator[tuple[nn.Module, list[Parameter]]]:
         for param in module.parameters(recurse=whole):
             if id(param) not in seen:
                 seen.add(id(param))
-                shape = (_kind(names[id(param)]), param.numel(), param.itemsize, len(param))
+                shape = (_kind(names[id(param)], method), param.numel(), param.itemsize, len(param))
                 params.append(Parameter(*shape, param.requires_grad, layer_of.get(id(module))))
-        masks = [buffer for name, buffer in module.named_buffers(recurse=False) if name == "mask"]
-        params += [Parameter("mask", b.numel(), b.itemsize, len(b), False, layer_of.get(id(module))) for b in masks]
+        for name, buffer in module.named_buffers(recurse=False):
+            if (kind := method.kind(f".{name}")) != "weights":
+                shape = (kind, buffer.numel(), buffer.itemsize, len(buffer))
+                params.append(Parameter(*shape, False, layer_of.get(id(module))))
         if params:
             yield module, params
 
 
-def _kind(name: str) -> str:
-    for kind in ("idx", "delta"):
-        if f".neuroada_{kind}." in name:
-            return kind
-    if ".modules_to_save." in name:
-        return "classifier"
-    return "delta" if ".lora_" in name else "weights"
+def _kind(name: str, method: Method) -> str:
+    return "classifier" if ".modules_to_save." in name else method.kind(name)
 
 
 def _fake(model: nn.Module) -> None:

@@ -17,15 +17,14 @@ gathered, fetch_sub_module and __params_to_release of partitioned_param_coordina
 DeepSpeed's bf16 mode, so delta, bucket, gradients, master copy and moments are fp32.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from neuroada.config.ds_config import zero_options
 from neuroada.planning.step import Parameter, Step
 from neuroada.planning.timeline import ACTIVATIONS, GRADIENTS, TEMPORARY, USE
-from neuroada.training.engines.deepspeed import DS_CONFIGS
 
 STRATEGIES = ("single", "zero0", "zero1", "zero2", "fsdp2", "zero3_hpz", "zero3", "zero3_offload")
 """From the cheapest to run to the dearest: more communication to the right."""
@@ -56,17 +55,17 @@ def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | No
     zero = zero_options(strategy) if zero is None else zero
     sharded = strategy in SHARDED
     trained = [param for param in step.params if param.trained]
-    trained_here = sum(cut(param.numel, world_size) for param in trained)
+    trained_here = sum(share(param.numel, world_size) for param in trained)
     kept: dict[str, int] = dict.fromkeys(("weights", "idx", "delta"), 0)
     for param in step.params:
-        numel = cut(param.numel, world_size) if sharded else param.numel
+        numel = share(param.numel, world_size) if sharded else param.numel
         kept[param.kind] = kept.get(param.kind, 0) + numel * param.itemsize
         if strategy == "zero3_hpz":
-            kept[param.kind] += cut(param.numel, int(zero["zero_hpz_partition_size"])) * param.itemsize
+            kept[param.kind] += share(param.numel, int(zero["zero_hpz_partition_size"])) * param.itemsize
     if strategy in ("single", "zero0"):
         kept["optimizer"] = 2 * sum(param.nbytes for param in trained)
     elif strategy == "fsdp2":
-        kept["optimizer"] = 2 * sum(cut(param.numel, world_size) * param.itemsize for param in trained)
+        kept["optimizer"] = 2 * sum(share(param.numel, world_size) * param.itemsize for param in trained)
     else:
         kept["optimizer"] = 3 * FP32 * trained_here  # master copy and two moments
 
@@ -76,7 +75,7 @@ def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | No
     if strategy == "zero2" or strategy.startswith("zero3"):
         gradients = np.full_like(gradients, FP32 * trained_here)  # whole ones stand in the buckets only
     elif strategy == "fsdp2":
-        gradients = np.full_like(gradients, sum(cut(p.numel, world_size) * p.itemsize for p in trained))
+        gradients = np.full_like(gradients, sum(share(p.numel, world_size) * p.itemsize for p in trained))
         gradients += 2 * max(_bytes_by_layer(trained).values(), default=0)  # one layer's, and their reduce-scatter
 
     moving = {
@@ -96,15 +95,9 @@ def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | No
     return Memory(by_kind, host_bytes)
 
 
-def cut(numel: int, ranks: int) -> int:
+def share(numel: int, ranks: int) -> int:
     """Elements a rank keeps of a parameter of `numel`: an equal part, the last one padded."""
     return -(-numel // ranks)
-
-
-def zero_options(strategy: str) -> dict[str, Any]:
-    """The zero_optimization section of ds_configs/<strategy>.json; empty where there is none."""
-    path = DS_CONFIGS / f"{strategy}.json"
-    return json.loads(path.read_text())["zero_optimization"] if path.is_file() else {}
 
 
 def _buckets(step: Step, strategy: str, zero: dict[str, Any]) -> np.ndarray:

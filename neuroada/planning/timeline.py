@@ -64,6 +64,8 @@ class Recorder(TorchDispatchMode):
 
     def add(self, tensor: torch.Tensor, kind: int | None = None) -> None:
         """Record the tensor's storage if it is new; `kind` overrules what its life says."""
+        if tensor.layout != torch.strided:
+            return  # of SHiRA: its indices and values are tensors of their own
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.known:

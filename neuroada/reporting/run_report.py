@@ -5,12 +5,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from neuroada.files import write_text
+from neuroada.registry import METHODS
 from neuroada.reporting.card import write_card
 from neuroada.reporting.charts import accuracy_chart, column_labels, heat_map, line_chart
 from neuroada.reporting.deltas import moved
 from neuroada.reporting.page import html_table, notes, page, tiles
-from neuroada.reporting.record import Record, published
-from neuroada.reporting.words import size
+from neuroada.reporting.published import footnotes, published, published_scores
+from neuroada.runs.formatting import format_bytes
+from neuroada.runs.run_folder import RunFolder
 
 
 def write_report(folder: Path) -> Path:
@@ -19,72 +22,72 @@ def write_report(folder: Path) -> Path:
     From recipe.yaml, metrics.jsonl, run.json, adapter/ or model/, and where they are there results.json and
     base/results.json. UserError if the folder holds no run.
     """
-    record = Record.read(folder)
-    sections = [("In short", tiles(figures(record)))]
-    sections.append(("Accuracy", accuracy(record)))
-    if record.metrics:
-        sections.append(("Training", curves(record)))
-    if weights := where_it_moved(record):
+    run = RunFolder.read(folder)
+    sections = [("In short", tiles(figures(run)))]
+    sections.append(("Accuracy", accuracy(run)))
+    if run.metrics:
+        sections.append(("Training", curves(run)))
+    if weights := where_it_moved(run):
         sections.append(("Where the weights moved", weights))
-    sections.append(("Recipe", f"<pre>{escape(record.shown_recipe)}</pre>"))
-    if record.facts:
-        sections.append(("Environment", environment(record)))
-    subtitle = f"{record.model}, trained on {record.recipe['task']}"
-    text = page(f"{record.method}: {record.recipe['task']}", subtitle, sections)
-    partial, report = folder / ".report.html.partial", folder / "report.html"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(report)
-    write_card(record)
+    sections.append(("Recipe", f"<pre>{escape(run.shown_recipe)}</pre>"))
+    if run.metadata:
+        sections.append(("Environment", environment(run)))
+    subtitle = f"{run.model}, trained on {run.recipe['task']}"
+    text = page(f"{run.method}: {run.recipe['task']}", subtitle, sections)
+    report = folder / "report.html"
+    write_text(report, text)
+    write_card(run)
     return report
 
 
-def figures(record: Record) -> list[tuple[str, str, str]]:
+def figures(run: RunFolder) -> list[tuple[str, str, str]]:
     """The key figures: (label, value, what it is of)."""
     found = []
-    facts, metrics = record.facts, record.metrics
-    if facts:
-        share = 100 * facts["trainable"] / facts["parameters"]
-        found.append(("trained", f"{facts['trainable']:,}", f"{share:.4f} % of {facts['parameters']:,}"))
+    metadata, metrics = run.metadata, run.metrics
+    if metadata:
+        share = 100 * metadata["trainable"] / metadata["parameters"]
+        of_all = f"{share:.4f} % of {metadata['parameters']:,}"
+        found.append(("trainable parameters", f"{metadata['trainable']:,}", of_all))
     if metrics:
-        of = f"of {facts['steps']:,}" if facts else ""
+        of = f"of {metadata['steps']:,}" if metadata else ""
         found += [
             ("steps", f"{metrics[-1]['step']:,}", of),
             ("loss", f"{metrics[-1]['loss']:.4f}", f"from {metrics[0]['loss']:.4f}"),
             ("tokens per second", f"{median(line['tokens_per_second'] for line in metrics):,.0f}", "median, all ranks"),
-            ("peak memory", size(metrics[-1]["peak_memory_bytes"]), "of rank 0"),
+            ("peak memory", format_bytes(metrics[-1]["peak_memory_bytes"]), "of rank 0"),
         ]
-    if facts:
-        found.append(("ranks", str(facts["world_size"]), f"{facts['strategy']}, {facts['device']}"))
+    if metadata:
+        found.append(("ranks", str(metadata["world_size"]), f"{metadata['strategy']}, {metadata['device']}"))
     return found
 
 
-def curves(record: Record) -> str:
+def curves(run: RunFolder) -> str:
     """Loss, learning rate, tokens per second and memory over steps."""
-    steps = [line["step"] for line in record.metrics]
+    steps = [line["step"] for line in run.metrics]
 
     def column(name: str) -> list[float]:
-        return [line[name] for line in record.metrics]
+        return [line[name] for line in run.metrics]
 
     losses = column("loss")
     span = (min(losses), max(losses))  # by itself: a loss has no use for 0
     charts = [
-        line_chart("Loss", "nats per answer token", steps, losses, lambda v: f"{v:.3g}", span=span, noisy=True),
+        line_chart("Loss", run.loss_unit, steps, losses, lambda v: f"{v:.3g}", span=span, noisy=True),
         line_chart("Learning rate", "", steps, column("lr"), lambda v: f"{v:.2g}"),
         line_chart("Tokens", "per second", steps, column("tokens_per_second"), lambda v: f"{v:,.0f}", noisy=True),
-        line_chart("Memory", "peak so far, rank 0", steps, column("peak_memory_bytes"), size),
+        line_chart("Memory", "peak so far, rank 0", steps, column("peak_memory_bytes"), format_bytes),
     ]
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def accuracy(record: Record) -> str:
+def accuracy(run: RunFolder) -> str:
     """Each task against the base model and the published table; or how to come by it."""
-    if not record.results:
-        done = f"python launch/evaluate.py --adapter RUN/adapter --tasks {record.recipe['task']}"
-        return notes([f"Not scored yet: {done}, then python launch/report.py RUN."])
+    if not run.results:
+        done = f"neuroada evaluate --adapter RUN/adapter --tasks {run.recipe['task']}"
+        return notes([f"Not scored yet: {done}, then neuroada report RUN."])
     rows, lines = [], []
-    for task, entry in record.results.items():
-        base = record.base_results.get(task, {}).get("sound", entry.get("frozen_base"))
-        stated = record.published.get(task)
+    for task, entry in run.results.items():
+        base = run.base_results.get(task, {}).get("sound", entry.get("frozen_base"))
+        stated = published_scores(run).get(task)
         interval = (entry.get("interval") or {}).get("sound")
         rows.append({"task": task, "value": entry["sound"], "interval": interval, "base": base, "published": stated})
         unseen = entry.get("unseen")
@@ -108,22 +111,24 @@ def accuracy(record: Record) -> str:
     said = ["In %, with the 95 % Wilson interval. Sound rule: the one to believe; published rule: the authors' own, to "
             "compare with their table. Unseen: questions that do not stand in the training set. Baseline: an answer "
             "that ignores the question."]  # fmt: skip
-    if not record.base_results and not any(row["base"] is not None for row in rows):
+    if not run.base_results and not any(row["base"] is not None for row in rows):
         said.append(
-            "The base model has not been scored: python launch/evaluate.py --model BASE --tasks "
-            f"{','.join(record.results)} --out RUN/base"
+            "The base model has not been scored: neuroada evaluate --model BASE --tasks "
+            f"{','.join(run.results)} --out RUN/base"
         )
-    if record.published:
-        said += [f"Published: {published()['source']}.", *record.footnotes]
+    if published_scores(run):
+        said += [f"Published: {published()['source']}.", *footnotes(run)]
     return accuracy_chart(rows) + table + notes(said)
 
 
-def where_it_moved(record: Record) -> str:
+def where_it_moved(run: RunFolder) -> str:
     """Heat maps over layers and projections: RMS of the change, and the change relative to the base weight."""
-    entries = moved(record.folder, record.base_folder)
+    method = METHODS.load(run.recipe["adapter"]["method"])
+    saved = run.folder / method.folder
+    entries = moved(method, saved, run.base_folder) if saved.is_dir() else []
     if not entries or not any(entry["rms"] for entry in entries):
         return ""
-    order = record.recipe["adapter"]["target_modules"]
+    order = run.recipe["adapter"]["target_modules"]
     names = {entry["projection"] for entry in entries}
     columns = column_labels(sorted(names, key=lambda name: (order.index(_target(name, order)), name)))
     maps, said = [], []
@@ -142,13 +147,13 @@ def _target(name: str, targets: list[str]) -> str:
     return next((target for target in targets if f".{name}".endswith(f".{target}")), targets[-1])
 
 
-def environment(record: Record) -> str:
-    facts: dict[str, Any] = record.facts
+def environment(run: RunFolder) -> str:
+    metadata: dict[str, Any] = run.metadata
     lines = [
-        [name, str(facts[name])]
+        [name, str(metadata[name])]
         for name in ("device", "world_size", "strategy", "platform", "python", "code", "started")
     ]
-    return html_table(["", ""], [*lines, *([name, version] for name, version in facts["libraries"].items())])
+    return html_table(["", ""], [*lines, *([name, version] for name, version in metadata["libraries"].items())])
 
 
 def _percent(value: float | None) -> str:

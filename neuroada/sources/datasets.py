@@ -6,7 +6,7 @@ from pathlib import Path
 
 from neuroada.errors import UserError
 from neuroada.sources import glue, llm_adapters
-from neuroada.sources.mistakes import NotInSource, unknown
+from neuroada.sources.errors import NotInSource, unknown
 
 ARITHMETIC = ("MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps")
 COMMONSENSE = ("boolq", "piqa", "social_i_qa", "hellaswag", "winogrande", "ARC-Easy", "ARC-Challenge", "openbookqa")

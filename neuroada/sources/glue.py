@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroada.errors import UserError
-from neuroada.sources.mistakes import NotInSource
+from neuroada.sources.errors import NotInSource
 
 HUB = "nyu-mll/glue"
 REVISION = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"

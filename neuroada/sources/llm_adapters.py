@@ -12,7 +12,7 @@ from typing import Any
 
 from neuroada.errors import UserError
 from neuroada.sources.download import Fingerprint, download, mismatch
-from neuroada.sources.mistakes import NotInSource
+from neuroada.sources.errors import NotInSource
 
 MANIFEST = json.loads(Path(__file__).with_name("llm_adapters.json").read_text())
 SETS: dict[str, dict[str, dict[str, Any]]] = MANIFEST["sets"]

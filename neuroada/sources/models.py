@@ -12,7 +12,7 @@ from pathlib import Path
 from neuroada.errors import UserError
 from neuroada.sources.conversion import convert_minilm, convert_smollm2
 from neuroada.sources.download import Fingerprint, mismatch
-from neuroada.sources.mistakes import unknown
+from neuroada.sources.errors import unknown
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ def make_tiny_encoder(out: Path, *, seed: int = 0) -> Path:
     from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
     special = ["<s>", "<pad>", "</s>"]
-    vocabulary = {token: number for number, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    vocabulary = {
+        token: number for number, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(

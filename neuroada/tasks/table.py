@@ -50,6 +50,7 @@ class Task:
 
     name: str
     suite: str  # commonsense | math | arithmetic | glue
+    objective: str  # how a model learns it: causal_lm | classification, or a registered one
     prompt: Callable[[Example], str]
     target: Callable[[Example], str]
     published: Rule
@@ -83,6 +84,7 @@ def _commonsense(name: str, choices: Sequence[str], train_file: str, test_file: 
     return Task(
         name=name,
         suite="commonsense",
+        objective="causal_lm",
         prompt=prompts.instruction_line,
         target=prompts.trigger_and_answer,
         published=Rule(scoring.published_choice, scoring.same_text),
@@ -99,6 +101,7 @@ def _math(name: str, train_file: str | None, test_file: str | None, answers: Ans
     return Task(
         name=name,
         suite="math",
+        objective="causal_lm",
         prompt=prompts.instruction_template,
         target=prompts.output,
         published=Rule(scoring.published_number, scoring.same_number),
@@ -117,6 +120,7 @@ def _glue(name: str, text_columns: tuple[str, ...], num_labels: int, metric: str
     return Task(
         name=f"glue/{name}",
         suite="glue",
+        objective="classification",
         prompt=lambda example: "\n".join(example[column] for column in text_columns) + "\n",
         target=lambda example: example["label"],
         published=exact,
@@ -152,7 +156,7 @@ _ROWS = [
     _commonsense("commonsense", _EVERY_CHOICE, "commonsense_170k", None),
     _commonsense("commonsense_15k", _EVERY_CHOICE, "commonsense_15k", None),
     _math("math", "math_10k", None, NUMBER_OR_LETTER),
-    _math("math_clean", "math_10k_clean", None, NUMBER_OR_LETTER),  # by launch/check_data.py --clean math
+    _math("math_clean", "math_10k_clean", None, NUMBER_OR_LETTER),  # by `neuroada check-data --clean` math
     *(_commonsense(name, choices, name, name) for name, choices in _CHOICES.items()),
     *(_math(name, None, name) for name in ("MultiArith", "AddSub", "SingleEq", "SVAMP", "mawps")),
     replace(_math("gsm8k", "gsm8k", "gsm8k"), from_row=rows.from_gsm8k),

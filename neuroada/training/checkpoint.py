@@ -1,8 +1,8 @@
 """Portable checkpoints: safetensors and JSON, independent of engine and world size.
 
     checkpoints/step-000200/
-      state.safetensors    value, exp_avg and exp_avg_sq of every trained parameter, whole, fp32
-      progress.json        step, what the run trains and on which weights
+      state.safetensors    value, exp_avg and exp_avg_sq of every trainable parameter, full, fp32
+      progress.json        step, what the run trains, and on which weights
       recipe.yaml          the resolved recipe
       manifest.json        size and SHA-256 of the others, written last
 
@@ -27,9 +27,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from neuroada import sharding
+from neuroada.config.recipe import Recipe
+from neuroada.engines import STATE, Engine, trainable_parameters
 from neuroada.errors import UserError
-from neuroada.training.engines import STATE, Engine, trained
-from neuroada.training.recipe import Recipe
 
 STATE_FILE, PROGRESS_FILE, RECIPE_FILE, MANIFEST_FILE = (
     "state.safetensors",
@@ -47,7 +47,7 @@ def save_checkpoint(engine: Engine, model: nn.Module, recipe: Recipe, step: int,
     root = Path(recipe.output_dir) / "checkpoints"
     final = root / f"step-{step:06d}"
     tensors: dict[str, torch.Tensor] = {}
-    for name, param in trained(model):
+    for name, param in trainable_parameters(model):
         with sharding.whole(param) as value:
             state = {"value": value, **engine.moments(param)}
             if engine.rank == 0:
@@ -136,6 +136,12 @@ def restore_checkpoint(
 
         engine.restore(progress["step"], read, lambda: backward_once(progress["step"]))
     return progress["step"]
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """Of one checkpoint: value and moments of every trainable parameter, fp32."""
+    sizes = (sharding.shape(param).numel() for _, param in trainable_parameters(model))
+    return (1 + len(STATE)) * torch.float32.itemsize * sum(sizes)
 
 
 def _numbered(root: Path) -> list[Path]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
-from neuroada.training.recipe import Recipe
 
 
 def peak_memory_bytes() -> int:

@@ -1,6 +1,6 @@
 """The learning rate of a step."""
 
-from neuroada.training.recipe import Optimizer
+from neuroada.config.recipe import Optimizer
 
 
 def lr_at(step: int, steps: int, optimizer: Optimizer) -> float:

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from streaming_models import save_adapter, save_base
 
-from neuroada.adapter.streaming import output, rewrite
-from neuroada.adapter.streaming.checkpoint import resolve
-from neuroada.adapter.streaming.merge import merge, unmerge
-from neuroada.adapter.streaming.select import select
 from neuroada.errors import UserError
+from neuroada.hf.tensor_files import resolve
+from neuroada.offline import output, rewrite
+from neuroada.offline.merge import merge, unmerge
+from neuroada.offline.select import select
 
 ADAPTER_FILE = "adapter_model.safetensors"
 DOWN = "model.layers.0.mlp.down_proj"

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from streaming_models import TARGETS, adapted, save_adapter, save_base
 from transformers import AutoModelForCausalLM
 
-from neuroada.adapter.streaming import checkpoint
-from neuroada.adapter.streaming.merge import merge, unmerge
+from neuroada.hf import tensor_files
+from neuroada.offline.merge import merge, unmerge
 
 TOKENS = torch.arange(40).view(2, 20)
 
@@ -34,11 +34,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("block", [1000, checkpoint.BLOCK])
+@pytest.mark.parametrize("block", [1000, tensor_files.BLOCK])
 def test_same_bits_as_merge_and_unload(
     tmp_path: Path, dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "BLOCK", block)
+    monkeypatch.setattr(tensor_files, "BLOCK", block)
     base = save_base(tmp_path / "base", dtype)
     adapter = save_adapter(base, tmp_path / "adapter")
     before = files(base)

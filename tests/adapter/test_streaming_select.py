@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from neuroada.adapter import selection as rules
 from neuroada.adapter.fingerprint import fingerprint
-from neuroada.adapter.streaming import checkpoint
-from neuroada.adapter.streaming.select import apply_selection, load_selection, select
+from neuroada.adapter.selection_file import apply_selection, load_selection
 from neuroada.errors import UserError
+from neuroada.hf import tensor_files
+from neuroada.offline.select import select
 from neuroada.ops import unpack_indices
 
 
@@ -50,7 +51,7 @@ def test_groups_change_no_choice(
 def test_same_choice_as_on_the_loaded_model(
     tmp_path: Path, dtype: torch.dtype, selection: rules.Selection, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "BLOCK", 1000)
+    monkeypatch.setattr(tensor_files, "BLOCK", 1000)
     base = save_base(tmp_path / "base", dtype)
     done = select(base, 5, tmp_path / "s.safetensors", selection=selection, seed=7, workers=workers)
     modules = dict(AutoModelForCausalLM.from_pretrained(base, dtype="auto").named_modules())
@@ -127,7 +128,7 @@ def test_the_command(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
 
     def run(*argv: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "launch/select.py", "--model", str(base), *map(str, argv)]
+        command = [sys.executable, "launch/select_connections.py", "--model", str(base), *map(str, argv)]
         return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
 
     out = tmp_path / "s.safetensors"

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from neuroada.errors import UserError
-from neuroada.evaluation.arguments import resolve_tasks
 from neuroada.evaluation.evaluate import TransformersBackend, evaluate_tasks
+from neuroada.evaluation.source import resolve_tasks
 
 TASKS = resolve_tasks(["AddSub", "boolq"])
 

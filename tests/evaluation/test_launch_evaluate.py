@@ -14,8 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from neuroada.errors import UserError
-from neuroada.evaluation import arguments as arguments_module
-from neuroada.evaluation.arguments import Source, resolve_tasks
+from neuroada.evaluation import source as source_module
+from neuroada.evaluation.source import Source, resolve_tasks
 
 ROOT = Path(__file__).parents[2]
 EVALUATE = str(ROOT / "launch" / "evaluate.py")
@@ -246,6 +246,6 @@ def test_bf16_where_the_device_has_none(model_dir, monkeypatch):
         load(Source(str(model_dir)), "bf16", torch.device("cuda", 0))
 
 
-def test_arguments_module_is_light():
-    code = f"import sys; import {arguments_module.__name__}; print('torch' in sys.modules)"
+def test_source_module_is_light():
+    code = f"import sys; import {source_module.__name__}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

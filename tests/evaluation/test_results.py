@@ -1,8 +1,7 @@
-import json
-
 import pytest
 
-from neuroada.evaluation.results import averages, summarize, wilson, write_atomically
+from neuroada.evaluation.results import averages, summarize
+from neuroada.tasks.statistics import wilson
 from neuroada.tasks.table import get_task
 
 
@@ -42,9 +41,3 @@ def test_averages_per_suite():
     entry = {"n": 10, "published": 0.5, "sound": 0.25, "baseline": 0.0}
     entries = {"AddSub": entry, "gsm8k": entry | {"sound": 0.75, "n": 30}, "boolq": entry}
     assert averages(tasks, entries) == {"math": {"n": 40, "published": 0.5, "sound": 0.5, "baseline": 0.0}}
-
-
-def test_write_atomically_leaves_nothing_else(tmp_path):
-    write_atomically(tmp_path / "a" / "x.json", json.dumps("é"))
-    write_atomically(tmp_path / "a" / "x.json", "2")
-    assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]

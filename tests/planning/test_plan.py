@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
 from neuroada.planning.plan import GIB, compare_methods, make_plan
-from neuroada.planning.work import sent_bytes
-from neuroada.training.recipe import load_recipe
+from neuroada.planning.traffic import sent_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIM = ["train.micro_batch_size=1", "train.global_batch_size=1", "train.max_length=2048"]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
+from neuroada.config.recipe import Recipe
 from neuroada.planning import step as planning_step
 from neuroada.planning.step import record_step
 from neuroada.planning.strategies import STRATEGIES, memory
-from neuroada.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
+from neuroada.config.recipe import RECIPES, load_recipe
+from neuroada.engines import base_parameters
+from neuroada.hf.config import CONFIGS, find_config
+from neuroada.methods import make_method
+from neuroada.objectives import make_objective
 from neuroada.planning import plan
-from neuroada.planning.model_config import CONFIGS, find_config, on_meta
+from neuroada.planning.dry_run import dry_run
+from neuroada.planning.meta_model import on_meta
 from neuroada.tasks.table import get_task
-from neuroada.training.dry_run import dry_run
-from neuroada.training.model import attach
-from neuroada.training.recipe import RECIPES, load_recipe
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 OURS = [name for name in NAMES if name.startswith(("llama", "qwen", "mistral", "roberta"))]
@@ -65,10 +68,9 @@ def test_counts_of_each_model(model):
     )
     recipe.task = "glue/sst2" if "roberta" in model else recipe.task
     recipe.adapter.k = 1
-    base = on_meta(find_config(model)[0], recipe)
+    adapted = on_meta(find_config(model)[0], recipe, make_method(recipe), make_objective(recipe))
     per_k, parameters = COUNTS[model]
-    assert sum(param.numel() for param in base.parameters()) == parameters
-    adapted = attach(base, recipe.adapter, seed=0)
+    assert base_parameters(adapted) == parameters
     deltas = [(name, param) for name, param in adapted.named_parameters() if "neuroada_delta" in name]
     assert sum(param.numel() for _, param in deltas) == per_k
     others = [
@@ -137,7 +139,7 @@ def test_dry_run(name, remembered, tmp_path):
         if get_task(recipe.task).suite != "glue":
             assert f"trainable  {per_k * recipe.adapter.k:,} of" in said
         assert f"on {ranks} rank(s)" in said and math.isfinite(config.num_hidden_layers)
-        assert f"launch/fetch.py data {get_task(recipe.task).train_file}" in said
+        assert f"neuroada fetch data {get_task(recipe.task).train_file}" in said
 
 
 def test_dry_run_finds_the_data(shared_data):

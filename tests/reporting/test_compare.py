@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from neuroada.comparison.page import write_comparison
+from neuroada.comparison.summary import summarize
+from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
-from neuroada.reporting.comparison import summarize, write_comparison
 from neuroada.sources.tiny import make_tiny
-from neuroada.training.recipe import load_recipe
-from neuroada.training.run import train
+from neuroada.training.trainer import train
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 spec = importlib.util.spec_from_file_location("launch_compare", LAUNCH / "compare.py")

@@ -10,12 +10,14 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
-from neuroada.reporting import write_facts, write_report
+from neuroada.reporting import write_report
 from neuroada.reporting.charts import column_labels, nice_ticks
 from neuroada.reporting.deltas import moved
-from neuroada.reporting.record import Record
-from neuroada.training.recipe import load_recipe
+from neuroada.reporting.published import published_scores
+from neuroada.runs.metadata import write_metadata
+from neuroada.runs.run_folder import RunFolder
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 
@@ -31,7 +33,17 @@ def run(tmp_path: Path) -> Path:
         for s in range(1, 61)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_facts(folder, trainable=40, parameters=4000, steps=60, strategy="zero3", world_size=8, code="0.1.0+abc")
+    write_metadata(
+        folder,
+        method="NeuroAda, k = 20",
+        objective="causal_lm",
+        loss_unit="nats per answer token",
+        trainable=40,
+        parameters=4000,
+        steps=60,
+        strategy="zero3",
+        world_size=8,
+    )
     interval = {"sound": [0.31, 0.42], "published": [0.3, 0.4]}
     entry = {"n": 321, "sound": 0.365, "published": 0.351, "interval": interval, "unseen": None, "baseline": 0.0}
     (folder / "results.json").write_text(json.dumps({"tasks": {"gsm8k": entry}}))
@@ -63,14 +75,14 @@ def test_the_report_is_one_file_and_tells_no_path(run: Path) -> None:
 
 
 def test_published_numbers_belong_to_their_model_and_k(run: Path) -> None:
-    assert Record.read(run).published["gsm8k"] == pytest.approx(0.365)
+    assert published_scores(RunFolder.read(run))["gsm8k"] == pytest.approx(0.365)
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     for change in ({"k": 19}, {"selection": "random"}, {"method": "lora"}):
         changed = {**recipe, "adapter": {**recipe["adapter"], **change}}
         (run / "recipe.yaml").write_text(yaml.safe_dump(changed))
-        assert Record.read(run).published == {}
+        assert published_scores(RunFolder.read(run)) == {}
     (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "model": "someone/else"}))
-    assert Record.read(run).published == {}
+    assert published_scores(RunFolder.read(run)) == {}
 
 
 def test_the_card_is_ready_for_the_hub(run: Path) -> None:

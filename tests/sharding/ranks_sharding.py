@@ -18,12 +18,12 @@ from torch.utils._pytree import tree_leaves
 from neuroada import sharding
 from neuroada.adapter import NeuroAdaLinear
 from neuroada.adapter.fingerprint import checksum, fingerprint
-from neuroada.command import run
+from neuroada.cli.command import run
+from neuroada.config.recipe import load_recipe
+from neuroada.engines import Engine, make_engine
+from neuroada.objectives.cross_entropy import answer_loss
+from neuroada.objectives.micro_batch import MicroBatch
 from neuroada.ops import pack_indices, unpack_indices
-from neuroada.training.batches import MicroBatch
-from neuroada.training.engines import Engine, make_engine
-from neuroada.training.loss import answer_loss
-from neuroada.training.recipe import load_recipe
 
 SEQUENCES, LENGTH = 12, 32
 

@@ -10,9 +10,9 @@ from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from neuroada import NeuroAdaConfig
+from neuroada.config.ds_config import DS_CONFIGS
 from neuroada.sharding.count import kept_bytes
 from neuroada.sources.tiny import make_tiny
-from neuroada.training.engines.deepspeed import DS_CONFIGS
 
 K = 4
 ROWS = 2 * (64 + 32 + 32 + 64 + 128 + 128 + 64)  # neurons of the tiny model's seven projections, both layers

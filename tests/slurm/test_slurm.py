@@ -12,8 +12,8 @@ import pytest
 from cluster import Cluster, missing_programs, wait_until
 from distributed_runs import assert_same_curve, losses
 
+from neuroada.config.recipe import load_recipe
 from neuroada.sources.tiny import make_tiny
-from neuroada.training.recipe import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ZERO3 = ("engine.name=deepspeed", "engine.ds_config=zero3")

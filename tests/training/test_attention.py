@@ -11,11 +11,11 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from neuroada import NeuroAdaConfig
-from neuroada.training import attention
-from neuroada.training.attention import choose_attention, describe_attention
-from neuroada.training.batches import collate
-from neuroada.training.loss import answer_loss
-from neuroada.training.recipe import load_recipe
+from neuroada.config.recipe import load_recipe
+from neuroada.hf import attention
+from neuroada.hf.attention import choose_attention, describe_attention
+from neuroada.objectives.cross_entropy import answer_loss
+from neuroada.objectives.micro_batch import collate
 
 
 class RandomSequences:
@@ -132,9 +132,9 @@ def test_choice(
     monkeypatch: pytest.MonkeyPatch, device: str, flash: bool, overrides: list[str], expected: str, reason: str
 ) -> None:
     monkeypatch.setattr(attention, "is_flash_attn_2_available", lambda: flash)
-    recipe = load_recipe("tiny_arithmetic", overrides)
-    assert choose_attention(recipe, torch.device(device)) == expected
-    description = describe_attention(recipe, torch.device(device))
+    train = load_recipe("tiny_arithmetic", overrides).train
+    assert choose_attention(train.packing, train.dtype, torch.device(device)) == expected
+    description = describe_attention(train.packing, train.dtype, torch.device(device))
     assert description.startswith(expected) and reason in description
 
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from neuroada.training.batches import collate, global_batch, share
+from neuroada.objectives.micro_batch import collate
+from neuroada.training.sample_order import global_batch, share
 
 
 class Sequences:

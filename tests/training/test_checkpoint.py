@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
 from neuroada.training.checkpoint import find_checkpoint
-from neuroada.training.recipe import load_recipe
-from neuroada.training.run import train
+from neuroada.training.trainer import train
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from neuroada.adapter import NeuroAdaLinear
+from neuroada.config.recipe import Recipe, load_recipe
 from neuroada.errors import UserError
+from neuroada.objectives import epoch_validation
+from neuroada.objectives.epoch_validation import EpochValidation, predict
+from neuroada.objectives.texts import encode_texts
 from neuroada.sources.tiny import make_tiny_encoder
 from neuroada.tasks.data import load_examples
 from neuroada.tasks.table import get_task
-from neuroada.training import classification
-from neuroada.training.classification import Validation, encode_texts, predict
-from neuroada.training.recipe import Recipe, load_recipe
-from neuroada.training.run import train
+from neuroada.training.trainer import train
 
 ALPHABETS = ["nopqrst", "abcdefg"]  # the letters of a text with label 0, and with label 1
 
@@ -75,7 +76,7 @@ def assert_same_result(folder: Path, expected: Path) -> None:
     for one, other in zip(epochs, others, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
     found, wanted = result(folder), result(expected)
-    for entry, other in ((found, wanted), (found["choose"], wanted["choose"])):
+    for entry, other in ((found, wanted), (found["validation"], wanted["validation"])):
         assert entry.pop("loss") == pytest.approx(other.pop("loss"), rel=1e-5)
     assert found == wanted
 
@@ -168,7 +169,7 @@ def test_a_run_moves_to_another_engine_and_world_size(
 def test_the_folder_loads_with_peft_and_scores_what_was_reported(encoder: Path, data: Path, tmp_path: Path) -> None:
     train(recipe(encoder, data, tmp_path, "train.max_steps=40", "engine.name=single"))
     reported = result(tmp_path)
-    assert reported["n"] == 11 and reported["choose"]["n"] == 10
+    assert reported["n"] == 11 and reported["validation"]["n"] == 10
     assert reported["sound"] > reported["baseline"]
 
     base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
@@ -179,7 +180,7 @@ def test_the_folder_loads_with_peft_and_scores_what_was_reported(encoder: Path, 
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "adapter")
     examples = load_examples(get_task("glue/sst2"), "validation", data)
-    _, report = classification.split_validation(examples, seed=42)
+    _, report = epoch_validation.split_validation(examples, seed=42)
     for scored in (model, model.merge_and_unload()):
         right = [
             str(scored(**tokenizer(example["sentence"], return_tensors="pt")).logits.argmax().item())
@@ -224,11 +225,11 @@ def test_the_best_epoch_is_kept(encoder: Path, data: Path, tmp_path: Path, monke
     the second at the same loss."""
     # Choosing, reporting; choosing, reporting; choosing.
     scores = iter([(0.75, 0.4), (0.1, 0.0), (0.75, 0.3), (0.2, 0.0), (0.75, 0.3)])
-    monkeypatch.setattr(Validation, "_score", lambda self, texts: next(scores))
+    monkeypatch.setattr(EpochValidation, "_score", lambda self, texts: next(scores))
     wanted = recipe(encoder, data, tmp_path, "engine.name=single", "checkpoint.every_steps=7")
     train(wanted)
     found = result(tmp_path)
-    assert (found["sound"], found["choose"]["score"], found["choose"]["step"]) == (0.2, 0.75, 7)
+    assert (found["sound"], found["validation"]["score"], found["validation"]["step"]) == (0.2, 0.75, 7)
     kept = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     state = load_file(tmp_path / "checkpoints" / "step-000007" / "state.safetensors")
     name = "base_model.model.classifier.{}out_proj.bias"
@@ -267,7 +268,7 @@ def test_a_long_text_is_cut_and_counted(encoder: Path) -> None:
     [
         ("train.packing=true", "train.packing = true: an encoder reads one text"),
         ("evaluate.tasks=[glue/sst2,gsm8k]", "evaluate.tasks: a classifier of glue/sst2 cannot be scored on gsm8k"),
-        ("evaluate.limit=1", "1 validation example cannot be cut in two"),
+        ("evaluate.limit=1", "1 validation example cannot be divided in two"),
     ],
 )
 def test_mistakes(encoder: Path, data: Path, tmp_path: Path, override: str, message: str) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from neuroada.config.ds_config import DS_CONFIGS, read_ds_config
+from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
-from neuroada.training.engines.deepspeed import DS_CONFIGS, read_ds_config
-from neuroada.training.recipe import load_recipe
 
 
 def read(config: object, folder: Path, ranks: int = 4) -> dict:

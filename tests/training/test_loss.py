@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from neuroada.training import loss
-from neuroada.training.batches import MicroBatch
-from neuroada.training.loss import answer_loss, cross_entropy_sum
+from neuroada.objectives import cross_entropy
+from neuroada.objectives.cross_entropy import answer_loss, cross_entropy_sum
+from neuroada.objectives.micro_batch import MicroBatch
 
 
 def case(dtype: torch.dtype, positions: int = 40, vocabulary: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +22,7 @@ def case(dtype: torch.dtype, positions: int = 40, vocabulary: int = 50) -> tuple
 @pytest.mark.parametrize("chunk", [1, 170, 2**24])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_value_and_gradient_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, chunk: int, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(loss, "CHUNK", chunk)
+    monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
     hidden, targets = case(dtype)
     wide = torch.promote_types(dtype, torch.float32)
     expected = F.cross_entropy((hidden * 1).to(wide), targets, ignore_index=-100, reduction="sum")
@@ -64,7 +64,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_second_tensor_of_the_logits_size(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr(loss, "CHUNK", 100)
+    monkeypatch.setattr(cross_entropy, "CHUNK", 100)
     hidden, targets = case(dtype)
     logits = hidden * 1
     with Largest(logits) as seen:
@@ -94,7 +94,27 @@ def test_parts_add_up_to_the_mean_over_the_whole() -> None:
     model, ids, targets = Scores(), torch.randint(9, (4, 6)), torch.randint(9, (4, 6))
     targets[:, :2] = -100
     expected = F.cross_entropy(model.table[ids].flatten(0, 1), targets.flatten(), ignore_index=-100)
-    parts = [
-        answer_loss(model, MicroBatch({"input_ids": ids[rows]}, targets[rows], 6), 16) for rows in ([0, 2, 3], [1])
-    ]
-    torch.testing.assert_close(sum(parts), expected)
+    parts = [answer_loss(model, MicroBatch({"input_ids": ids[rows]}, targets[rows], 6)) for rows in ([0, 2, 3], [1])]
+    torch.testing.assert_close(sum(parts) / 16, expected)
+
+
+def test_without_a_gradient_the_logits_are_left_as_they_are() -> None:
+    hidden, targets = case(torch.float32)
+    for logits in (hidden.detach() * 1, (hidden * 1).detach()):
+        before = logits.clone()
+        found = cross_entropy_sum(logits, targets)
+        assert logits.equal(before) and not found.requires_grad
+    with torch.no_grad():
+        logits = hidden * 1
+        before = logits.clone()
+        cross_entropy_sum(logits, targets)
+        assert logits.equal(before)
+
+
+def test_a_graph_that_still_needs_the_logits_is_refused() -> None:
+    """The logits are overwritten: autograd is told, and does not compute from their remains."""
+    hidden, targets = case(torch.float32)
+    logits = hidden.tanh()  # saves its result
+    total = cross_entropy_sum(logits, targets)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()

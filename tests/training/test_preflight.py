@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from neuroada.config.recipe import Recipe, load_recipe
+from neuroada.engines import collectives
 from neuroada.errors import UserError
 from neuroada.training import preflight
 from neuroada.training.checkpoint import find_checkpoint
-from neuroada.training.recipe import Recipe, load_recipe
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENGINE: Any = SimpleNamespace(rank=0, world_size=2, device=torch.device("cpu"))
@@ -33,7 +34,8 @@ def second_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def set_answers(*answers: Callable[[Any], Any]) -> None:
         left = list(answers)
-        monkeypatch.setattr(preflight, "gather", lambda engine, mine: [mine, left.pop(0)(mine)])
+        for module in (collectives, preflight):
+            monkeypatch.setattr(module, "gather", lambda engine, mine: [mine, left.pop(0)(mine)])
 
     return set_answers
 
@@ -84,10 +86,10 @@ def test_folder_that_cannot_be_written(recipe, second_rank) -> None:
 
 def test_a_mistake_on_one_node_ends_every_rank_with_its_name(second_rank) -> None:
     second_rank(lambda mine: ("n2", "data/train.json: no such file"))
-    with pytest.raises(UserError, match=r"^node n2: data/train.json: no such file$"), preflight.together(ENGINE):
+    with pytest.raises(UserError, match=r"^node n2: data/train.json: no such file$"), collectives.together(ENGINE):
         pass
     second_rank(same)
-    with pytest.raises(UserError, match=r"^k is too large$"), preflight.together(ENGINE):
+    with pytest.raises(UserError, match=r"^k is too large$"), collectives.together(ENGINE):
         raise UserError("k is too large")
 
 
@@ -101,7 +103,7 @@ def test_space_for_the_checkpoints(recipe, second_rank, monkeypatch: pytest.Monk
         if fits:
             preflight.check_space(ENGINE, recipe, model)
         else:
-            with pytest.raises(UserError, match="36 MB free, but 3 checkpoints of 12 MB"):
+            with pytest.raises(UserError, match=r"36\.0 MB free, but 3 checkpoints of 12\.0 MB"):
                 preflight.check_space(ENGINE, recipe, model)
 
 
@@ -133,13 +135,13 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_newest_checkpoint(tiny: Pa
 
 def test_a_mistake_that_the_others_never_come_to_hear_is_told(monkeypatch, capsys) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "n2")
-    monkeypatch.setattr(preflight, "ALONE_SECONDS", 0.05)
+    monkeypatch.setattr(collectives, "ALONE_SECONDS", 0.05)
 
     def lost(engine: Any, mine: Any) -> list[Any]:
         time.sleep(0.5)  # the other ranks wait somewhere else
         raise RuntimeError("connection closed by peer")
 
-    monkeypatch.setattr(preflight, "gather", lost)
-    with pytest.raises(RuntimeError), preflight.together(SimpleNamespace(rank=3, world_size=4)):
+    monkeypatch.setattr(collectives, "gather", lost)
+    with pytest.raises(RuntimeError), collectives.together(SimpleNamespace(rank=3, world_size=4)):
         raise UserError("model = /nowhere: no such folder")
     assert capsys.readouterr().err == "error: node n2 (rank 3): model = /nowhere: no such folder\n"

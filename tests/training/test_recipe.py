@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from neuroada.config.recipe import RECIPES, Optimizer, load_recipe
 from neuroada.errors import UserError
-from neuroada.training.recipe import RECIPES, Optimizer, load_recipe
 from neuroada.training.schedule import lr_at
 
 

@@ -2,11 +2,11 @@ import subprocess
 import sys
 import time
 
-from neuroada.training.watchdog import EXIT_STATUS, Watchdog
+from neuroada.engines.watchdog import EXIT_STATUS, Watchdog
 
 HANGING = """
 import time
-from neuroada.training.watchdog import Watchdog
+from neuroada.engines.watchdog import Watchdog
 watchdog = Watchdog(minutes=0.5 / 60, rank=3)
 watchdog.watch("step 16")
 watchdog.watch("step 17")

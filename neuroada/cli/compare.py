@@ -1,0 +1,98 @@
+"""Compare methods on one task: a learning rate chosen for each with the same number of tries, then seeds, one table.
+
+neuroada compare --recipe quickstart --methods neuroada:k=20 lora:rank=8 shira:rank=8 full@1e-5,3e-5,1e-4 \\
+    --lrs 1e-3,3e-3,1e-2 --seeds 1,2,3 --validation 200 --out runs/compare train.max_steps=100
+
+A method is name[:field=value,...][@rate,...]: fields of the recipe's adapter section, and learning rates of its own.
+--validation N keeps 2 x N questions of the training set out of every run: N to choose the rate by, N to test on. The
+rates are tried with the first seed. Every run is a fresh process and a folder; the same command goes on where it was.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from neuroada.comparison.contenders import EXAMPLE, Comparison, Contender, numbers, read_contenders
+from neuroada.comparison.runs import one
+from neuroada.config.recipe import Recipe
+from neuroada.errors import UserError
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="neuroada compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", required=True, help="a name in recipes/, or a YAML file")
+    parser.add_argument("--methods", required=True, nargs="+", metavar="METHOD", help=EXAMPLE)
+    parser.add_argument("--lrs", default="", metavar="A,B", help="learning rates to try, of methods without their own")
+    parser.add_argument("--seeds", default="42", metavar="A,B", help="one run each at the chosen rate (default: 42)")
+    parser.add_argument(
+        "--validation",
+        type=int,
+        default=0,
+        metavar="N",
+        help="questions to choose by; as many to test on",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the comparison's folder")
+    parser.add_argument("--launcher", default=sys.executable, help="such as 'torchrun --nproc-per-node 8'")
+    parser.add_argument("--keep", action="store_true", help="keep every run's checkpoints and whole models")
+    parser.add_argument("--json", action="store_true", help="print comparison.json instead of a table")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of every run, such as train.max_steps=50")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    if argv[:1] == ["--measure"]:  # of one run, by a process of its own
+        from neuroada.comparison.measure import measure
+
+        return measure(Path(argv[1]), argv[2] == "base")
+    args = parse(argv)
+    methods, seeds = read_contenders(args.methods, args.lrs), numbers("--seeds", args.seeds, int)
+    if not seeds:
+        raise UserError("--seeds: names no seed; give some, such as --seeds 1,2,3")
+    comparison = Comparison(args.recipe, tuple(args.overrides), args.validation, Path(args.out))
+    recipes = [method.recipe(comparison, lr, seed) for method in methods for lr in method.lrs for seed in seeds]
+    from neuroada.objectives import make_objective
+
+    if args.validation < 1 and make_objective(recipes[0]).generates:
+        raise UserError(f"--validation {args.validation}: give the number of questions to choose the learning rate by")
+
+    chosen: dict[str, dict[str, Any]] = {}
+    run_one = partial(one, comparison=comparison, launcher=args.launcher, keep=args.keep)
+    base = Contender("base", (), ()).recipe(comparison, recipes[0].optimizer.lr, 0)
+    run_one(base.model_copy(update={"output_dir": str(comparison.out / "runs" / "base")}), base=True)
+    for method in methods:
+        tries = {lr: run_one(method.recipe(comparison, lr, seeds[0]))["validation"] for lr in method.lrs}
+        best = min(tries, key=lambda lr: math.inf if tries[lr] is None else tries[lr])
+        if tries[best] is None:
+            raise UserError(
+                f"--methods {method.label}: diverged at every learning rate of {list(tries)}; try lower ones"
+            )
+        chosen[method.label] = {"lr": best, "tries": {f"{lr:g}": tries[lr] for lr in method.lrs}}
+        for seed in seeds[1:]:
+            run_one(method.recipe(comparison, best, seed))
+    command = shlex.join(["neuroada", "compare", *argv])
+    conclude(comparison.out, recipes[0], chosen, seeds, command, args)
+
+
+def conclude(
+    out: Path, recipe: Recipe, chosen: dict[str, Any], seeds: list[int], command: str, args: argparse.Namespace
+) -> None:
+    """Write comparison.json and report.html, print the table."""
+    from neuroada.comparison.page import write_comparison
+    from neuroada.comparison.summary import summarize, table
+
+    summary = summarize(out, chosen, seeds, task=recipe.task, model=recipe.model, command=command)
+    write_comparison(out, summary)
+    if args.json:
+        print(json.dumps(summary, indent=1))
+        return
+    from rich.console import Console
+
+    Console().print(table(summary))
+    print(f"report: {out / 'report.html'}")

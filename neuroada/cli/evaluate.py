@@ -1,0 +1,109 @@
+"""Score a model or an adapter on tasks: results.json, a table, and every prediction beside its score.
+
+    neuroada evaluate --adapter runs/llama7b_math/adapter --tasks math
+    torchrun --nproc-per-node 8 launch/evaluate.py --model models/llama-7b --tasks AddSub,gsm8k --limit 100
+
+Cut off? The same command goes on where it stopped.
+"""
+
+import argparse
+import os
+from importlib.util import find_spec
+from typing import NoReturn
+
+from neuroada.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter; merged into its base in memory")
+    parser.add_argument("--model", metavar="DIR", help="an ordinary checkpoint")
+    parser.add_argument("--base-model", metavar="DIR", help="the adapter's base, if not where adapter_config.json says")
+    parser.add_argument("--tasks", required=True, metavar="A,B", help="tasks or whole suites (math, commonsense)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each task")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="holds <task>/test.json (default: data)")
+    parser.add_argument("--out", metavar="DIR", help="default: the adapter's run, else results/<name>")
+    parser.add_argument("--batch-tokens", type=int, default=16384, metavar="N", help="tokens in the cache at once")
+    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="auto: as saved; CPU: fp32")
+    parser.add_argument("--backend", choices=("hf", "vllm"), default="hf")
+    parser.add_argument("--json", action="store_true", help="print results.json instead of a table")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    arguments = parse(argv)
+    from neuroada.evaluation.source import Source, resolve_tasks
+    from neuroada.tasks.data import load_examples
+
+    for field in ("limit", "batch_tokens"):
+        value = getattr(arguments, field)
+        if value is not None and value < 1:
+            raise UserError(f"{field.replace('_', '-')}: {value} is not allowed; give at least 1")
+    source = Source.from_arguments(arguments.model, arguments.adapter, arguments.base_model)
+    tasks = resolve_tasks(arguments.tasks.split(","))
+    for task in tasks:
+        load_examples(task, "test", arguments.data_dir)  # a mistake in the data shows before a model is loaded
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if arguments.backend == "vllm" and find_spec("vllm") is None:
+        raise UserError("backend: vllm is not installed; pip install vllm, or give --backend hf")
+    if arguments.backend == "vllm" and world_size > 1:
+        raise UserError(f"backend: vllm starts its own workers, not {world_size} ranks; run it without a launcher")
+    if world_size > 1:  # before torch starts its threads
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+
+    from neuroada.evaluation.results import notes, table, to_json
+
+    results = evaluate(arguments, source, tasks, world_size)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if arguments.json:
+        print(to_json(results), end="")
+        return
+    from rich.console import Console
+
+    console = Console()
+    console.print(table(results))
+    for note in notes(results):
+        console.print(note)
+    console.print(f"written to {arguments.out or source.default_out()}")
+
+
+def evaluate(arguments: argparse.Namespace, source, tasks, world_size: int) -> dict:
+    """Load the model and score it; with several ranks, each in its own process."""
+    import torch
+    import torch.distributed as dist
+
+    from neuroada.evaluation.evaluate import evaluate_backend, evaluate_tasks
+    from neuroada.evaluation.load import load
+
+    options = {
+        "limit": arguments.limit,
+        "names": {"model": source.model, "adapter": str(source.adapter) if source.adapter else None},
+        "trained_on": source.trained_on,
+        "identity": source.identity(),
+    }
+    where = (arguments.data_dir, arguments.out or source.default_out())
+    if arguments.backend == "vllm":
+        from transformers import AutoTokenizer
+
+        from neuroada.evaluation.vllm_backend import VllmBackend
+
+        with VllmBackend(source, arguments.dtype) as backend:
+            return evaluate_backend(backend, AutoTokenizer.from_pretrained(source.model), tasks, *where, **options)
+
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load(source, arguments.dtype, torch.device(device))
+    if world_size > 1:
+        dist.init_process_group("gloo")  # barriers alone: no tensor travels, on GPUs neither
+    try:
+        return evaluate_tasks(model, tokenizer, tasks, *where, batch_tokens=arguments.batch_tokens, **options)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

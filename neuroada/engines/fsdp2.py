@@ -1,0 +1,109 @@
+"""FSDP2, by torch's `fully_shard` alone: every parameter a DTensor sharded by rows.
+
+The model is built on the meta device and gets its memory block by block, each sharded before the next one exists; then
+every rank reads its own rows from the checkpoint's files and selects on them. No rank ever holds more than a block.
+"""
+
+import os
+from collections.abc import Callable, Container
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from neuroada import sharding
+from neuroada.config.recipe import Recipe
+from neuroada.engines.base import STATE, ModelBuilder, Reader, adamw, find_device, trainable_parameters
+from neuroada.engines.watchdog import collective_timeout
+from neuroada.errors import UserError
+from neuroada.hf.tensor_files import Checkpoint, resolve
+from neuroada.hf.weights import fill
+
+
+class Fsdp2Engine:
+    strategy = "fsdp2"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.device = find_device()
+        if not dist.is_initialized():
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=collective_timeout(recipe.train.step_timeout_minutes))
+
+    def load(self, builder: ModelBuilder) -> nn.Module:
+        files = Checkpoint(resolve(builder.source, "model ="), "model = ").file_of
+        base: Any = builder.empty(self.device)
+        base.tie_weights()
+        model = builder.attach(base)
+        blocks = [module for module in model.modules() if type(module).__name__ in (base._no_split_modules or ())]
+        if not blocks:
+            raise UserError(
+                f"engine.name = fsdp2: {type(base).__name__} does not say what its blocks are; use deepspeed"
+            )
+        for block in blocks:
+            self._materialise(block)
+            fully_shard(block)
+        self._materialise(model)
+        base.tie_weights()
+        fully_shard(model)
+
+        from_files = [
+            (_name_in_checkpoint(name, base.base_model_prefix, files), param)
+            for name, param in model.named_parameters()
+            if builder.checkpoint_has(name)
+        ]
+        fill(from_files, files)
+        builder.initialise(model)
+        return model
+
+    def _materialise(self, root: nn.Module) -> None:
+        """Give memory to the parameters that are still on the meta device; buffers are real already."""
+        for module in root.modules():
+            if any(param.is_meta for param in module.parameters(recurse=False)):
+                module.to_empty(device=self.device, recurse=False)
+
+    def start(self, model: nn.Module, micro_batches: int) -> None:
+        self.model = model
+        self.optimizer = adamw(model, self.recipe)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss * self.world_size).backward()  # FSDP averages gradients over ranks
+
+    def step(self, lr: float) -> float:
+        limit = self.recipe.optimizer.max_grad_norm or float("inf")
+        norm = nn.utils.clip_grad_norm_([param for _, param in trainable_parameters(self.model)], limit)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return cast(DTensor, norm).full_tensor().item()
+
+    def release(self) -> None:
+        pass  # backward has resharded everything
+
+    def reduce(self, values: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(values)
+        return values
+
+    def moments(self, param: nn.Parameter) -> dict[str, torch.Tensor]:
+        return {name: self.optimizer.state[param][name].full_tensor() for name in STATE}
+
+    def restore(self, step: int, read: Reader, backward_once: Callable[[], object]) -> None:
+        for name, param in trainable_parameters(self.model):
+            saved = read(name, param)
+            everything = slice(0, len(saved["value"]))
+            sharding.write_rows(param, everything, saved["value"])
+            state: dict[str, torch.Tensor] = {"step": torch.tensor(float(step))}
+            for key in STATE:
+                state[key] = torch.zeros_like(param)
+                sharding.write_rows(state[key], everything, saved[key])
+            self.optimizer.state[param] = state
+
+
+def _name_in_checkpoint(name: str, prefix: str, files: Container[str]) -> str:
+    """A checkpoint of the bare model, without a head, leaves out the model's `prefix`, such as "roberta."."""
+    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return name if name in files else name.removeprefix(f"{prefix}.")

@@ -1,0 +1,47 @@
+"""Score what a run has just trained, on the ranks that trained it."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from neuroada.evaluation.evaluate import evaluate_tasks
+from neuroada.evaluation.load import load
+from neuroada.evaluation.results import notes, table
+from neuroada.evaluation.source import Source, resolve_tasks
+from neuroada.tasks.data import load_examples
+
+
+def check_tasks(names: list[str], data_dir: str) -> None:
+    """Refuse unknown tasks and missing or malformed test files while nothing has been computed yet."""
+    for task in resolve_tasks(names):
+        load_examples(task, "test", data_dir)
+
+
+def evaluate_trained(trained: Path, base: str, task: str, names: list[str], data_dir: str, limit: int | None) -> None:
+    """Write results.json beside `trained` and print its table. Collective.
+
+    Each rank loads the base whole and merges the adapter: generation from ZeRO-3's partitions is about ten times
+    slower. A model too large for that is merged by `neuroada merge` and scored with `--backend vllm`.
+    """
+    source = Source.of_trained(trained, base)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
+    model, tokenizer = load(source, "auto", torch.device(device))
+    results = evaluate_tasks(
+        model,
+        tokenizer,
+        resolve_tasks(names),
+        data_dir,
+        trained.parent,
+        limit=limit,
+        names={"model": source.model, "adapter": str(source.adapter) if source.adapter else None},
+        trained_on=task,
+        identity=source.identity(),
+    )
+    if os.environ.get("RANK", "0") == "0":
+        from rich.console import Console
+
+        console = Console()
+        console.print(table(results))
+        for note in notes(results):
+            console.print(note)

@@ -1,0 +1,112 @@
+"""What an evaluation is asked to do, checked before anything heavy is imported."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuroada.errors import UserError
+from neuroada.tasks.table import TASKS, Task, get_task
+
+
+def resolve_tasks(names: Iterable[str]) -> list[Task]:
+    """The tasks called `names`, each once; a suite's name (math, commonsense) stands for its tasks that have a test.
+
+    UserError: an unknown name, no name at all, a GLUE task. GLUE's rows are classified by an encoder, not generated:
+    this is the one place to let them through once there is an evaluation of a saved classifier.
+    """
+    tasks: dict[str, Task] = {}
+    for name in filter(None, (name.strip() for name in names)):
+        suite = [task for task in TASKS.values() if task.suite == name and task.test_file is not None]
+        for task in suite or [get_task(name)]:
+            if task.suite == "glue":
+                raise UserError(f"task {task.name}: GLUE is not generated; launch/train.py scores it as it trains")
+            tasks[task.name] = task
+    if not tasks:
+        raise UserError("tasks: names no task; give some, such as --tasks AddSub,gsm8k or --tasks math")
+    return list(tasks.values())
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model to evaluate: `model`, a folder or a hub id, under the PEFT adapter in the folder `adapter`, if any."""
+
+    model: str
+    adapter: Path | None = None
+
+    @classmethod
+    def from_arguments(cls, model: str | None, adapter: str | None, base_model: str | None) -> "Source":
+        """Exactly one of `model` and `adapter`; the adapter's base is the one it names unless `base_model` does.
+
+        UserError: both or neither, a folder that does not exist or holds something else, an adapter without a base.
+        """
+        if (model is None) == (adapter is None):
+            raise UserError("give either --model DIR or --adapter DIR")
+        if model is not None:
+            if base_model is not None:
+                raise UserError(f"base-model: {base_model!r} goes with --adapter; --model is evaluated as it is")
+            return cls(str(_folder("model", model, "config.json", "a Hugging Face checkpoint")))
+        folder = _folder("adapter", str(adapter), "adapter_config.json", "a PEFT adapter")
+        base = base_model or _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        if not base:
+            raise UserError(
+                f"{folder / 'adapter_config.json'}: base_model_name_or_path is missing; give --base-model DIR"
+            )
+        if base_model is not None:
+            _folder("base-model", base_model, "config.json", "a Hugging Face checkpoint")
+        return cls(str(base), folder)
+
+    @classmethod
+    def of_trained(cls, saved: Path, base: str) -> "Source":
+        """What a run saved: an adapter of `base`, or a model of its own."""
+        return cls(base, saved) if (saved / "adapter_config.json").is_file() else cls(str(saved))
+
+    @property
+    def run(self) -> Path | None:
+        """The training run's folder, if the adapter is in one (`runs/X/adapter` beside `runs/X/recipe.yaml`)."""
+        run = self.adapter.resolve().parent if self.adapter else None
+        return run if run and (run / "recipe.yaml").is_file() else None
+
+    @property
+    def trained_on(self) -> str | None:
+        """The task that the run's recipe names; None without a run."""
+        if self.run is None:
+            return None
+        import yaml
+
+        recipe = yaml.safe_load((self.run / "recipe.yaml").read_text())
+        return recipe.get("task") if isinstance(recipe, dict) else None
+
+    def default_out(self) -> Path:
+        """The run's folder, else results/<name of the adapter or model>."""
+        return self.run or Path("results") / (self.adapter or Path(self.model)).resolve().name
+
+    def identity(self) -> dict[str, object]:
+        """Changes when the weights do: sizes and times of the model's files, a hash of the adapter's."""
+        files = sorted(Path(self.model).glob("*.safetensors")) if Path(self.model).is_dir() else []
+        adapter = sorted(self.adapter.glob("adapter_*")) if self.adapter else []
+        return {
+            "model": [self.model, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)],
+            "adapter": [[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in adapter],
+        }
+
+
+def _folder(field: str, folder: str, file: str, kind: str) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{field}: {folder!r} is no folder; give the folder of {kind}")
+    if not (path / file).is_file():
+        other = "; it is an adapter: give it as --adapter" if (path / "adapter_config.json").is_file() else ""
+        raise UserError(f"{field}: {folder!r} is not {kind}: it has no {file}{other}")
+    return path
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); save the adapter again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, expected an object; save the adapter again")
+    return content

@@ -1,0 +1,124 @@
+"""The interface of a method, and the part that all methods share.
+
+A new method is a subclass of `Method`, or of `PeftMethod` where PEFT has it, and a line in neuroada/registry.py.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from neuroada import sharding
+from neuroada.config.recipe import Recipe
+from neuroada.errors import UserError
+from neuroada.files import StoredTensor
+from neuroada.registry import METHODS
+
+if TYPE_CHECKING:
+    from neuroada.engines import Engine
+
+WHOLE = ("single", "zero0", "zero1", "zero2")
+"""Strategies under which every rank stores every parameter whole."""
+
+
+class Change(NamedTuple):
+    """How far one weight moved: the sum of squares of its change, over `entries` that train."""
+
+    module: str
+    squared: float
+    entries: int
+
+
+class Method(ABC):
+    """What trains: attached to a base model, saved as an adapter or as a model.
+
+    strategies: the engines' strategies it runs under; `unsupported` says why it does not run under another.
+    folder: of the run, where the result is saved: adapter (PEFT's format) or model (an ordinary checkpoint).
+    library: the hub's name for what loads the result.
+    usage: Python lines that load the result, for the model card; {auto}, {base} and THIS_REPOSITORY are filled in.
+    """
+
+    name: ClassVar[str]
+    strategies: ClassVar[tuple[str, ...]] = WHOLE
+    unsupported: ClassVar[dict[str, str]] = {}
+    folder: ClassVar[Literal["adapter", "model"]] = "adapter"
+    library: ClassVar[str] = "peft"
+    usage: ClassVar[str]
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.adapter, self.seed = recipe, recipe.adapter, recipe.train.seed
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The method and its budget in words, such as "NeuroAda, k = 20"."""
+
+    @abstractmethod
+    def attach(self, model: nn.Module, task_type: str) -> nn.Module:
+        """Freeze the base `model` and add what trains; on the meta device too, where values come later.
+
+        task_type: PEFT's name of the objective, CAUSAL_LM or SEQ_CLS.
+        """
+
+    @abstractmethod
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write what was trained into `folder`. Collective; rank 0 writes."""
+
+    def check(self, strategy: str) -> None:
+        """Refuse, before a weight is loaded, what the method cannot do.
+
+        Raises:
+            UserError: the engine's strategy, or a field of the recipe, and the reason.
+        """
+        if strategy not in self.strategies:
+            reason = self.unsupported.get(strategy, "it chooses its entries from weights that are not loaded yet")
+            raise UserError(
+                f"adapter.method = {self.name}: does not run under {strategy}: {reason}; use "
+                f"{' or '.join(name for name in self.strategies if name != 'zero0')}"
+            )
+
+    def storage_dtype(self, compute: torch.dtype) -> torch.dtype:
+        """The dtype that the base model's weights are loaded in, where the recipe computes in `compute`."""
+        return compute
+
+    def prepare(self, model: nn.Module, device: torch.device, compute: torch.dtype) -> None:
+        """Make the loaded model compute in `compute`, where that is not the dtype of its weights."""
+
+    def initialise(self, model: nn.Module) -> None:
+        """Set what `attach` added, of a model that was built without values and has its base's by now. Collective."""
+
+    def choose(self, engine: "Engine", model: nn.Module, backward: Callable[[], object]) -> None:
+        """Choose what trains by a gradient: `backward` runs the model on a first batch. Collective."""
+
+    @classmethod
+    def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:
+        """How far each weight moved, from the files in the run's folder `saved`; one weight in memory at a time.
+
+        base: the base model's tensors by name; empty where its files are not here.
+        """
+        return iter(())
+
+    def checkpoint_has(self, name: str) -> bool:
+        """Whether this parameter of the attached model has its values from the base model's files."""
+        return True
+
+    def kind(self, name: str) -> str:
+        """What a parameter is, for a plan: weights, or what the method adds to them (idx, delta, mask)."""
+        return "weights"
+
+    def base_fingerprint(self, model: nn.Module) -> str | None:
+        """A checksum of the base weights that are tuned, for a resumed run to compare; None: the model's name must do.
+        Collective."""
+        return None
+
+    def trainable(self, model: nn.Module) -> int:
+        """How many trainable parameters: numbers that training can change."""
+        return sum(sharding.shape(param).numel() for param in model.parameters() if param.requires_grad)
+
+
+def make_method(recipe: Recipe, name: str | None = None) -> Method:
+    """The recipe's method; or the one called `name`, with the recipe's fields."""
+    made: Any = METHODS.load(name or recipe.adapter.method)
+    return made(recipe)

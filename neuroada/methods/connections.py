@@ -1,0 +1,32 @@
+"""Connections that are chosen once the model runs: from a file, or by the gradient of a first batch."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from neuroada.adapter import NeuroAdaModel, select_by_gradient
+from neuroada.adapter.fingerprint import fingerprint
+from neuroada.adapter.selection_file import apply_selection, write_selection
+from neuroada.config.recipe import Recipe
+from neuroada.engines import Engine
+from neuroada.sharding import whole
+
+
+def choose_connections(engine: Engine, tuner: NeuroAdaModel, recipe: Recipe, backward: Callable[[], object]) -> None:
+    """Apply adapter.selection_file, or select by the gradient that `backward` makes: the same batch on every rank.
+
+    What the gradient chose is kept in the run's folder and read again by the run's next life: another engine may round
+    differently, and the deltas belong to these connections. Collective.
+    """
+    kept = Path(recipe.output_dir) / "selection.safetensors"
+    if recipe.adapter.selection_file is not None or kept.exists():
+        apply_selection(tuner, "default", Path(recipe.adapter.selection_file or kept))
+        return
+    select_by_gradient(tuner, "default", backward)
+    layers = tuner.layers("default")
+    connections = {}
+    for layer in sorted(layers, key=lambda layer: layer.name):
+        with whole(layer.neuroada_idx["default"]) as idx:
+            connections[layer.name] = idx.cpu().clone()
+    base = fingerprint(layers, "default")
+    if engine.rank == 0:
+        write_selection(kept, connections, recipe.adapter.k, "gradient", recipe.train.seed, base)

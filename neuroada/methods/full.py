@@ -1,0 +1,20 @@
+"""Full fine-tuning: every weight of the model, embeddings too."""
+
+from torch import nn
+
+from neuroada.methods.base import WHOLE
+from neuroada.methods.whole_weights import WholeWeights
+
+
+class Full(WholeWeights):
+    name = "full"
+    strategies = (*WHOLE, "zero3")
+    unsupported = {  # noqa: RUF012 (a constant of the class)
+        "fsdp2": "this engine loads frozen weights and adapters only"
+    }
+
+    def describe(self) -> str:
+        return "full fine-tuning"
+
+    def attach(self, model: nn.Module, task_type: str) -> nn.Module:
+        return model.requires_grad_(True)

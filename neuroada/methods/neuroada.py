@@ -1,0 +1,58 @@
+"""NeuroAda: k connections of every neuron, written into the weight as it is used."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from torch import nn
+
+from neuroada import sharding
+from neuroada.adapter import NeuroAdaConfig, NeuroAdaLinear
+from neuroada.adapter.fingerprint import fingerprint
+from neuroada.engines import Engine
+from neuroada.methods.base import WHOLE
+from neuroada.methods.connections import choose_connections
+from neuroada.methods.peft_method import USAGE, PeftMethod
+
+
+class NeuroAda(PeftMethod):
+    name = "neuroada"
+    prefix = "neuroada_"
+    values = ".neuroada_delta"
+    strategies = (*WHOLE, "zero3", "fsdp2")
+    usage = f"import neuroada  # PEFT knows the method from here on\n{USAGE}"
+
+    def describe(self) -> str:
+        told = f"NeuroAda, k = {self.adapter.k}"
+        return told if self.adapter.selection == "magnitude" else f"{told}, {self.adapter.selection} selection"
+
+    def config(self, task_type: str) -> NeuroAdaConfig:
+        # "gradient" leaves the choice for later; a selection file then says how its own was made.
+        selection = "gradient" if self.adapter.selects_later else self.adapter.selection
+        return NeuroAdaConfig(
+            k=self.adapter.k,
+            selection=selection,
+            target_modules=self.targets,
+            seed=self.seed,
+            task_type=task_type,
+        )
+
+    def initialise(self, model: nn.Module) -> None:
+        tuner = cast(Any, model)
+        for layer in _layers(model):
+            sharding.stored(layer.neuroada_delta["default"]).zero_()
+            if not self.adapter.selects_later:
+                layer.select("default", tuner.peft_config["default"])
+
+    def choose(self, engine: Engine, model: nn.Module, backward: Callable[[], object]) -> None:
+        if self.adapter.selects_later:
+            choose_connections(engine, cast(Any, model).base_model, self.recipe, backward)
+
+    def kind(self, name: str) -> str:
+        return "idx" if ".neuroada_idx." in name else super().kind(name)
+
+    def base_fingerprint(self, model: nn.Module) -> str | None:
+        return fingerprint(_layers(model), "default")
+
+
+def _layers(model: nn.Module) -> list[NeuroAdaLinear]:
+    return [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]

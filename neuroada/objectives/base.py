@@ -1,0 +1,146 @@
+"""The interface of an objective. A new one is a subclass, a line in neuroada/registry.py, and tasks that name it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from neuroada.config.recipe import Recipe
+from neuroada.engines import Engine
+from neuroada.objectives.micro_batch import MicroBatch
+from neuroada.registry import OBJECTIVES
+from neuroada.tasks.table import get_task
+
+
+class Data(Protocol):
+    """The encoded training examples; str() says how many, and what was truncated or dropped."""
+
+    @property
+    def lengths(self) -> np.ndarray: ...  # [n] tokens of each
+
+    def __len__(self) -> int: ...
+
+
+class Validation(Protocol):
+    """Scores the model between steps, and knows when it was best: that state is what a run saves."""
+
+    def resume(self, first: int) -> None:
+        """Take up what was found in the run's folder up to step `first`. Collective."""
+
+    def due(self, step: int, steps: int) -> bool:
+        """Whether the model is to be scored after step `step` (from 1) of `steps`."""
+
+    def improved(self, model: nn.Module, step: int) -> bool:
+        """Score the model; whether it is the best so far. Collective."""
+
+    def record(self) -> None:
+        """Write what is known, once the best state is saved."""
+
+    def finish(self, saved: Path) -> None:
+        """Write results.json, of what the folder `saved` holds, and print it."""
+
+
+class Objective(ABC):
+    """What a recipe's task teaches.
+
+    task_type: PEFT's name for it. loss_unit: of the training loss, in words. pipeline_tag: the hub's name for a model
+    of this kind. generates: whether the trained model is scored by generating answers to evaluate.tasks; else
+    `validation` scores it as it trains.
+    """
+
+    name: ClassVar[str]
+    task_type: ClassVar[str]
+    loss_unit: ClassVar[str]
+    pipeline_tag: ClassVar[str]
+    auto_name: ClassVar[str]  # the transformers class its model is loaded with
+    generates: ClassVar[bool] = True
+    vocabulary_head: ClassVar[bool] = True  # whether the model ends in a product with every token's embedding
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.task = recipe, get_task(recipe.task)
+
+    # ---- before weights are loaded
+
+    def check(self) -> None:
+        """UserError where the recipe does not fit the objective."""
+
+    @abstractmethod
+    def load_data(self, tokenizer: Any) -> Data:
+        """Read and encode the training examples; also sets `data`, `tokenizer` and `data_fingerprint`.
+
+        UserError where the examples or the tokenizer do not fit.
+        """
+
+    data: Data
+    tokenizer: Any
+    data_fingerprint: str  # of the examples, the same on every rank
+
+    def auto_class(self) -> tuple[Any, dict[str, Any]]:
+        """The transformers class of its model, and the options it is loaded with."""
+        import transformers
+
+        return getattr(transformers, self.auto_name), {}
+
+    # ---- the model
+
+    def checkpoint_has(self, name: str) -> bool:
+        """Whether this parameter has its values from the base model's files, as far as the objective knows."""
+        return True
+
+    def start(self, model: nn.Module) -> None:
+        """Set the first values of what the objective adds to the model. Collective."""
+
+    @abstractmethod
+    def collate(self, chosen: np.ndarray) -> MicroBatch:
+        """The examples `chosen` as the tensors of one forward pass."""
+
+    @abstractmethod
+    def summed_loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+        """Forward; the sum of what this batch loses, fp32."""
+
+    @abstractmethod
+    def normaliser(self, batch: np.ndarray) -> int:
+        """What the summed loss of the examples `batch`, a global batch, is divided by: their tokens or their number."""
+
+    def loss(self, model: nn.Module, chosen: np.ndarray, of: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Forward of the examples `chosen`: their part of the loss, which is a mean over all of the batch `of`.
+
+        So the parts of all ranks and micro batches add up to that mean, however the batch is divided.
+        """
+        return self.summed_loss(model, self.collate(chosen).to(device)) / self.normaliser(of)
+
+    @abstractmethod
+    def longest_batch(self, vocab_size: int) -> MicroBatch:
+        """The largest micro batch the recipe allows, for a plan."""
+
+    def validation(self, engine: Engine) -> Validation | None:
+        """What scores the model as it trains; None: it is saved as it is at the end."""
+        return None
+
+    # ---- in a comparison: "validation" chooses between runs (lower is better), "test" is reported
+
+    def held_out_losses(self, model: nn.Module, tokenizer: Any) -> dict[str, float | None]:
+        """{"validation", "test"}: losses of a loaded model on what train.held_out keeps apart; of objectives that
+        generate."""
+        raise NotImplementedError
+
+    def recorded_losses(self, entry: Mapping[str, Any]) -> dict[str, float | None]:
+        """{"validation", "test"}: losses that the run's own validation wrote into its entry of results.json; of the
+        other objectives. `entry` is empty for the untrained model."""
+        raise NotImplementedError
+
+    # ---- other runs beside this one
+
+    def before(self) -> Recipe | None:
+        """A run that is to be made first, to compare with."""
+        return None
+
+
+def make_objective(recipe: Recipe) -> Objective:
+    """The objective of the recipe's task."""
+    made: Any = OBJECTIVES.load(get_task(recipe.task).objective)
+    return made(recipe)

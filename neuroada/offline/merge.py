@@ -1,0 +1,280 @@
+"""Phase 3 on files: an adapter merged into its base checkpoint, and taken out again."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, TaskType
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from neuroada.adapter.config import NeuroAdaType
+from neuroada.adapter.fingerprint import checksum
+from neuroada.adapter.names import match
+from neuroada.errors import UserError
+from neuroada.files import StoredTensor
+from neuroada.hf.tensor_files import FLOATS, Checkpoint
+from neuroada.offline.module_weights import merge_whole, verify_logits
+from neuroada.offline.output import companions, copy_companions, new_folder
+from neuroada.offline.rewrite import rewrite
+from neuroada.ops import adapted, read_entries, unpack_indices, write_entries
+
+# Kept in a folder of its own: some servers load every *.safetensors that lies beside a model's.
+KEPT = Path("unmerge") / "neuroada_base.safetensors"
+PREFIX = "base_model.model."  # PEFT's, of every key of an adapter's file
+
+
+class Entries:
+    """An edit that sets k entries of each row of a weight to base + delta, and keeps the values it replaces.
+
+    idx [out, 2k] uint8; base [out, k], None: as found; delta [out, k], None: zero. `replaced` is [out, k], in the
+    weight's dtype, once all rows passed.
+    """
+
+    def __init__(
+        self, idx: torch.Tensor, *, base: torch.Tensor | None = None, delta: torch.Tensor | None = None
+    ) -> None:
+        self.idx, self.base, self.delta = idx, base, delta
+        self.replaced = torch.empty(0)
+
+    def __call__(self, first: int, rows: torch.Tensor) -> None:
+        here = slice(first, first + len(rows))
+        if first == 0:
+            self.replaced = torch.empty(len(self.idx), self.idx.shape[1] // 2, dtype=rows.dtype)
+        idx = unpack_indices(self.idx[here])
+        self.replaced[here] = read_entries(rows, idx)
+        values = self.replaced[here] if self.base is None else self.base[here]
+        write_entries(rows, idx, values if self.delta is None else adapted(values, self.delta[here]))
+
+
+class Whole:
+    """An edit that replaces a tensor, rounded to its stored dtype, and keeps the old one."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self.value = torch.atleast_1d(value)
+        self.replaced = torch.empty(0)
+
+    def __call__(self, first: int, rows: torch.Tensor) -> None:
+        here = slice(first, first + len(rows))
+        if first == 0:
+            self.replaced = torch.empty(self.value.shape, dtype=rows.dtype)
+        self.replaced[here] = rows
+        rows.copy_(self.value[here])
+
+
+@dataclass
+class Adapter:
+    """What an adapter's folder holds, by the names of the base model's modules and tensors."""
+
+    folder: Path
+    config: Any  # a PeftConfig
+    connections: dict[str, tuple[torch.Tensor, torch.Tensor]]  # module -> idx [out, 2k] uint8, delta [out, k]
+    whole: dict[str, torch.Tensor]  # tensor -> value, of modules_to_save
+
+
+def merge(
+    adapter: Path, base: Path, out: Path, *, keep_base: bool = True, verify: bool = False, progress: bool = False
+) -> dict[str, Any]:
+    """Write the merged model to `out`, an ordinary Hugging Face folder in the base's dtype; returns what was done.
+
+    The same bits as PEFT's merge_and_unload. Memory: the adapter, the base values under its connections (kept in
+    `KEPT` for `unmerge`, if `keep_base`) and one block of the checkpoint. `out` appears only when everything was
+    written, its base_fingerprint agreed and, if `verify`, its logits were the adapter's. Adapters of other methods, and
+    of classifiers, whose head the base's files may lack, are merged by PEFT, which loads the whole model.
+    """
+    started = time.monotonic()
+    source = Checkpoint(base, "--base-model ")
+    config = _config(adapter)
+    if config.peft_type != NeuroAdaType.NEUROADA or config.task_type == TaskType.SEQ_CLS:
+        with new_folder(out, 2 * source.size) as folder:
+            copy_companions(base, folder)
+            merge_whole(adapter, base, folder)
+            if verify:
+                verify_logits(adapter, base, folder)
+        return _report(out, started, method=config.peft_type.value, verified=verify)
+
+    contents = _read_adapter(adapter, config)
+    edits: dict[str, Entries | Whole] = {}
+    names = {}
+    for module, (idx, delta) in contents.connections.items():
+        names[module] = _target(contents, source, f"{module}.weight", (len(idx), None)).name
+        _check_indices(contents, module, idx, delta, source.tensors[names[module]])
+        edits[names[module]] = Entries(idx, delta=delta)
+    for name, value in contents.whole.items():
+        target = _target(contents, source, name, tuple(value.shape))
+        _check_untied(contents, source, target)
+        edits[target.name] = Whole(value)
+    kept_size = sum(
+        source.tensors[name].size if isinstance(edit, Whole) else 4 * edit.idx.nbytes for name, edit in edits.items()
+    )
+    size = source.size + sum(path.stat().st_size for path in companions(base)) + (kept_size if keep_base else 0)
+
+    with new_folder(out, size) as folder:
+        copy_companions(base, folder)
+        rewrite(source, folder, edits, progress)
+        found = checksum(
+            (module, contents.connections[module][0], edits[name].replaced) for module, name in sorted(names.items())
+        )
+        expected = config.base_fingerprint
+        if expected not in (None, found):
+            raise UserError(
+                f"--adapter {adapter}: was trained on other base weights than {base} (base_fingerprint {expected}, "
+                f"here {found}); give the folder it was trained on as --base-model"
+            )
+        if keep_base:
+            _keep(folder, source, contents, names, edits, found)
+        if verify:
+            verify_logits(adapter, base, folder)
+    connections = sum(delta.numel() for _, delta in contents.connections.values())
+    return _report(
+        out,
+        started,
+        method="NEUROADA",
+        layers=len(names),
+        connections=connections,
+        bytes=source.size,
+        base_fingerprint="same" if expected else "not recorded in the adapter",
+        verified=verify,
+    )
+
+
+def unmerge(model: Path, out: Path, *, progress: bool = False) -> dict[str, Any]:
+    """Write the base of a merged folder to `out`: its weight files to the byte, from the values kept in `KEPT`."""
+    started = time.monotonic()
+    source = Checkpoint(model)
+    try:
+        kept = load_file(model / KEPT)
+        with safe_open(model / KEPT, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError):
+        raise UserError(
+            f"--model {model}: has no {KEPT} (merged with --no-keep-base?); use the base model itself"
+        ) from None
+    edits: dict[str, Entries | Whole] = {}
+    merged: dict[str, Entries] = {}
+    for key, value in kept.items():
+        name, _, kind = key.rpartition(".")
+        if kind == "neuroada_idx":
+            target = match(f"{name}.weight", source.tensors)
+            base = kept.get(f"{name}.neuroada_base")
+            if target is None or base is None or source.tensors[target].shape[0] != len(value):
+                raise UserError(
+                    f"--model {model}: {KEPT} does not fit its weights at {name}; merge again from the base"
+                )
+            edits[target] = merged[name] = Entries(value, base=base)
+        elif kind == "whole":
+            edits[name] = Whole(value)
+    size = source.size + sum(path.stat().st_size for path in companions(model))
+    with new_folder(out, size) as folder:
+        copy_companions(model, folder)
+        rewrite(source, folder, edits, progress)
+        found = checksum((name, merged[name].idx, merged[name].replaced) for name in sorted(merged))
+        if found != metadata.get("merged_fingerprint"):
+            raise UserError(f"--model {model}: its weights were changed after the merge; use the base model itself")
+    return _report(out, started, layers=len(merged), bytes=source.size, base_fingerprint=metadata["base_fingerprint"])
+
+
+def _report(out: Path, started: float, **done: Any) -> dict[str, Any]:
+    return {"out": str(out), **done, "seconds": round(time.monotonic() - started, 2)}
+
+
+def _config(folder: Path) -> Any:
+    reason = "no peft_type"
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.peft_type is not None:
+            return config
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+    raise UserError(f"--adapter {folder}: adapter_config.json is not one of PEFT's ({reason}); save the adapter again")
+
+
+def _read_adapter(folder: Path, config: Any) -> Adapter:
+    path = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"--adapter {folder}: {path.name} is missing or damaged ({error})") from None
+    adapter = Adapter(folder, config, {}, {})
+    for key, value in tensors.items():
+        name = key.removeprefix(PREFIX)
+        module, _, kind = name.rpartition(".")
+        if name == key:
+            raise UserError(f"{path}: {key} does not begin with {PREFIX!r}: not an adapter's file")
+        if kind == "neuroada_idx":
+            delta = tensors.get(f"{PREFIX}{module}.neuroada_delta")
+            fits = delta is not None and delta.ndim == 2 and value.shape == (delta.shape[0], 2 * delta.shape[1])
+            if delta is None or not fits or value.dtype != torch.uint8 or not value.numel():
+                raise UserError(f"{path}: {module} lacks deltas of its indices' shape; save the adapter again")
+            adapter.connections[module] = value, delta
+        elif kind != "neuroada_delta":
+            adapter.whole[name] = value
+    if not adapter.connections:
+        raise UserError(f"{path}: holds no connections (neuroada_idx, neuroada_delta); save the adapter again")
+    return adapter
+
+
+def _target(adapter: Adapter, source: Checkpoint, name: str, shape: tuple[int | None, ...]) -> StoredTensor:
+    """The base's tensor for an adapter's, of this shape (None: any) and floating point."""
+    found = match(name, source.tensors)
+    where = f"--adapter {adapter.folder} does not fit {source.folder}"
+    if found is None:
+        raise UserError(f"{where}: no tensor {name} there; give the adapter's own base as --base-model")
+    tensor = source.tensors[found]
+    if len(tensor.shape) != len(shape) or any(w not in (None, s) for w, s in zip(shape, tensor.shape, strict=True)):
+        raise UserError(f"{where}: {found} is {list(tensor.shape)} there, the adapter's has {shape[0]} rows")
+    if tensor.dtype not in FLOATS:
+        raise UserError(f"{where}: {found} is {tensor.dtype}, not one of {', '.join(FLOATS)}; give it unquantised")
+    return tensor
+
+
+def _check_indices(adapter: Adapter, module: str, idx: torch.Tensor, delta: torch.Tensor, target: StoredTensor) -> None:
+    if (highest := int(unpack_indices(idx).max())) >= target.shape[1]:
+        raise UserError(
+            f"--adapter {adapter.folder}: {module} has connection {highest}, its weight only {target.shape[1]} columns"
+        )
+    if not torch.isfinite(delta).all():
+        raise UserError(f"--adapter {adapter.folder}: {module} has deltas that are not finite; its training diverged")
+
+
+def _check_untied(adapter: Adapter, source: Checkpoint, target: StoredTensor) -> None:
+    """An embedding stored once and used twice cannot be replaced in one of its places."""
+    vocabulary = source.config.get("vocab_size")
+    tables = [t for t in source.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocabulary]
+    if tables == [target]:
+        raise UserError(
+            f"--adapter {adapter.folder}: modules_to_save replaces {target.name}, which the base uses as input and "
+            "output embedding; untie them (tie_word_embeddings = false) before training"
+        )
+
+
+def _keep(
+    folder: Path,
+    source: Checkpoint,
+    contents: Adapter,
+    names: dict[str, str],
+    edits: dict[str, Any],
+    base_fingerprint: str,
+) -> None:
+    """Write `KEPT`: what `unmerge` needs, and checksums of the base and of the merged values under the connections."""
+    kept: dict[str, torch.Tensor] = {}
+    merged = []
+    for module in sorted(names):
+        idx, delta = contents.connections[module]
+        base = edits[names[module]].replaced
+        kept |= {f"{module}.neuroada_idx": idx, f"{module}.neuroada_base": base}
+        merged.append((module, idx, base, delta))
+    kept |= {f"{name}.whole": edit.replaced for name, edit in edits.items() if isinstance(edit, Whole)}
+    values = ((module, idx, adapted(base, delta)) for module, idx, base, delta in merged)
+    metadata = {
+        "format": "pt",
+        "base_model": str(contents.config.base_model_name_or_path),
+        "base_fingerprint": base_fingerprint,
+        "merged_fingerprint": checksum(values),
+    }
+    (folder / KEPT).parent.mkdir()
+    save_file(kept, folder / KEPT, metadata)

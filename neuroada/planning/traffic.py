@@ -1,0 +1,80 @@
+"""What a step computes and sends: exact counts of the large terms, no seconds."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from neuroada.config.recipe import Recipe
+from neuroada.objectives import Objective
+from neuroada.planning.step import Parameter, Step
+from neuroada.registry import OBJECTIVES
+from neuroada.tasks.table import get_task
+
+
+@dataclass(frozen=True)
+class Work:
+    """One optimizer step. tokens: of the global batch, at most. flops: of all ranks. sent_bytes: by one rank.
+
+    adapter_share: the part of sent_bytes that idx, base and delta are (the rest is the frozen base).
+    """
+
+    tokens: int
+    flops: int
+    sent_bytes: int
+    adapter_share: float
+
+
+def work(recipe: Recipe, config: Any, step: Step, strategy: str, world_size: int) -> Work:
+    """The work of one optimizer step under `strategy` on `world_size` ranks, every sequence at train.max_length."""
+    tokens = recipe.train.global_batch_size * recipe.train.max_length
+    frozen, adapter = sent_bytes(step, strategy, world_size, recipe.micro_batches(world_size))
+    total = frozen + adapter
+    return Work(tokens, step_flops(recipe, config, step), total, adapter / total if total else 0.0)
+
+
+def step_flops(recipe: Recipe, config: Any, step: Step) -> int:
+    """Multiplications and additions of the matrix products of one optimizer step.
+
+    A weight costs 2 per token in forward and 2 for the gradient of its input; a trained entry 2 for its own gradient;
+    activation checkpointing runs the decoder layers' forward again. Attention is counted whole, 4 x length x width per
+    token and layer, 2.5 times that in backward. Embedding look-ups are free.
+    """
+    matrices = [p for p in step.params if p.kind in ("weights", "delta") and p.numel > p.rows]
+    embeddings = config.vocab_size * config.hidden_size
+    in_layers = sum(p.numel for p in matrices if p.kind == "weights" and p.layer is not None)
+    objective: type[Objective] = OBJECTIVES.load(get_task(recipe.task).objective)
+    head = embeddings if objective.vocabulary_head else 0  # tied or not, multiplied once
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 4 * recipe.train.max_length * width * config.num_attention_heads * config.num_hidden_layers
+    trained = step.trainable
+    again = in_layers * 2 + attention if recipe.train.activation_checkpointing else 0
+    per_token = 4 * (in_layers + head) + 2 * trained + 3.5 * attention + again
+    return int(per_token * recipe.train.global_batch_size * recipe.train.max_length)
+
+
+def sent_bytes(step: Step, strategy: str, world_size: int, micro_batches: int) -> tuple[int, int]:
+    """(of the frozen base, of the adapter): bytes one rank sends for one optimizer step, by ring algorithms.
+
+    A ring all-gather or reduce-scatter of B bytes sends B (N - 1) / N, an all-reduce twice that.
+    zero0 reduces the gradients once; zero1 and zero2 reduce them (zero2: every micro batch) and gather the new deltas;
+    zero3 and fsdp2 gather every parameter for forward and for backward of each micro batch and reduce-scatter its
+    gradients; fsdp2 gathers what lies outside the decoder layers once.
+    """
+    if world_size == 1:
+        return 0, 0
+    trained = [param for param in step.params if param.trained]
+    gradients = sum(4 * param.numel for param in trained)
+    ring = (world_size - 1) / world_size
+    if strategy == "zero0":
+        return 0, int(2 * ring * gradients)
+    if strategy in ("zero1", "zero2"):
+        reductions = micro_batches if strategy == "zero2" else 1
+        return 0, int(ring * gradients * (reductions + 1))
+
+    def gathered(params: list[Parameter]) -> int:
+        outside = sum(param.nbytes for param in params if param.layer is None)
+        inside = sum(param.nbytes for param in params if param.layer is not None)
+        return micro_batches * (2 * inside + (1 if strategy == "fsdp2" else 2) * outside)
+
+    frozen = gathered([param for param in step.params if param.kind in ("weights", "mask")])
+    adapter = gathered([param for param in step.params if param.kind in ("idx", "delta")])
+    return int(ring * frozen), int(ring * (adapter + micro_batches * gradients))

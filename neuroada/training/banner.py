@@ -1,0 +1,54 @@
+"""What a run says of itself before its first step, in a block that a human can read."""
+
+import math
+import shutil
+from datetime import timedelta
+
+from torch import nn
+
+from neuroada import sharding
+from neuroada.config.recipe import Recipe
+from neuroada.engines import Engine, base_parameters
+from neuroada.engines.collectives import gather
+from neuroada.errors import node_name
+from neuroada.hf.attention import describe_attention
+from neuroada.methods import Method
+from neuroada.runs.formatting import format_bytes
+from neuroada.runs.metadata import code_version, library_version
+from neuroada.training.checkpoint import checkpoint_bytes
+
+
+def describe(
+    recipe: Recipe, engine: Engine, method: Method, model: nn.Module, data: object, steps: int, first: int
+) -> None:
+    """Print the block, on rank 0. Collective."""
+    mine = sum(sharding.stored(param).nbytes for param in model.parameters())
+    found = gather(engine, (node_name(), mine))
+    if engine.rank != 0:
+        return
+    nodes = list(dict.fromkeys(node for node, _ in found))
+    trainable, total = method.trainable(model), base_parameters(model)
+    train = recipe.train
+    attention = describe_attention(train.packing, train.dtype, engine.device)
+    lines = {
+        "world": f"{engine.world_size} rank(s), {engine.device.type}, on {len(nodes)} node(s): "
+        f"{', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''}",
+        "strategy": engine.strategy,
+        "model": f"{recipe.model}, {train.dtype}, {method.describe()}",
+        "attention": attention,
+        "trainable": f"{trainable:,} of {total:,} ({100 * trainable / total:.4f} %)",
+        "memory": f"{format_bytes(max(size for _, size in found))} of parameters on the fullest rank; gradients, "
+        f"AdamW's moments and activations come on top",
+        "data": f"{recipe.task}: {data}",
+        "steps": f"{first} of {steps} done; {train.global_batch_size} sequences each",
+        "checkpoints": f"every {recipe.checkpoint.every_steps} steps, {format_bytes(checkpoint_bytes(model))} each, "
+        f"{format_bytes(shutil.disk_usage(recipe.output_dir).free)} free",
+        "code": f"neuroada {code_version()}, torch {library_version('torch')}",
+    }
+    print("\n".join(f"{name:11} {text}" for name, text in lines.items()), flush=True)
+
+
+def describe_time(seconds: float, steps: int) -> None:
+    """Print the block's last line, once a step has been timed: `steps` are left, the last took `seconds`."""
+    left = timedelta(seconds=math.ceil(seconds * steps))
+    print(f"{'time':11} about {left} (hours:minutes:seconds) for the {steps} steps left", flush=True)

@@ -1,0 +1,54 @@
+"""Being asked to stop: SLURM's SIGUSR1 before the time limit, SIGTERM from anybody."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from neuroada.engines import Engine
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+ECHO_SECONDS = 2.0
+"""SLURM, srun, the batch script and launchers all pass a signal on: copies that arrive within this time are one."""
+
+
+class StopRequest:
+    """Remembers a first SIGUSR1 or SIGTERM; a second one, more than ECHO_SECONDS later, ends the process at once.
+
+    Whatever rank the first one reaches, all ranks agree on it at the next step boundary. The second one ends this rank
+    with status 128 + its number even inside a collective call that never returns: a thread of its own receives it,
+    because Python runs signal handlers only when the main thread is back from such a call. A checkpoint that is being
+    written at that moment has only its temporary name: the newest whole one stays.
+
+    Make it in the main thread, early: before it exists either signal just ends the process.
+    """
+
+    def __init__(self) -> None:
+        self.asked_at: float | None = None  # time.monotonic() of the first signal
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda number, frame: None)  # the wake-up pipe tells the thread
+        threading.Thread(target=self._listen, args=(read,), name="stop request", daemon=True).start()
+
+    def _listen(self, pipe: int) -> None:
+        while received := os.read(pipe, 1):
+            number = received[0]
+            if number not in SIGNALS:
+                continue
+            if self.asked_at is None:
+                self.asked_at = time.monotonic()
+            elif time.monotonic() - self.asked_at > ECHO_SECONDS:
+                os._exit(128 + number)
+
+    def agreed(self, engine: Engine) -> bool:
+        """Whether any rank has been asked. Collective: one number is reduced."""
+        import torch
+
+        asked = torch.tensor([float(self.asked_at is not None)], device=engine.device)
+        return bool(engine.reduce(asked).item())
