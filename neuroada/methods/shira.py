@@ -1,5 +1,6 @@
 """PEFT's SHiRA: adapter.rank x (in + out) random entries of a weight, LoRA's budget at that rank."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,4 +43,13 @@ def _attach_without_values(method: Shira, model: nn.Module, task_type: str) -> n
             entries = layer.shira_weight["default"].numel()
             layer.shira_weight["default"] = nn.Parameter(torch.empty(entries, device="meta"))
             layer.shira_indices["default"] = torch.zeros(2, entries, dtype=torch.int)
+            layer.get_delta_weight = partial(_dense_delta, layer)
     return tuned
+
+
+def _dense_delta(layer: Any, adapter: str) -> torch.Tensor:
+    """SHiRA's change as a dense tensor: fake tensors have no backward of sparse ones. (One temporary more.)"""
+    values = layer.shira_weight[adapter]
+    flat = torch.zeros(values.numel(), dtype=torch.int64, device=values.device)
+    dense = values.new_zeros(layer.out_features * layer.in_features).index_put((flat,), values, accumulate=True)
+    return dense.view(layer.out_features, layer.in_features)

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from typing import Any
 
 from neuroada.errors import UserError
@@ -189,9 +190,14 @@ TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
 
 def get_task(name: str) -> Task:
-    """The row called `name`. UserError with the nearest names if there is none."""
+    """The row called `name`, of this table or of an installed package (an entry point of the group neuroada.tasks).
+
+    UserError with the nearest names if there is none.
+    """
     if name in TASKS:
         return TASKS[name]
+    for entry in entry_points(group="neuroada.tasks", name=name):
+        return entry.load()
     lower = {known.lower(): known for known in TASKS}
     near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"tasks: {', '.join(TASKS)}"
