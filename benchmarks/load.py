@@ -57,12 +57,13 @@ def rank(model: str, overrides: list[str], out: str) -> None:
 
     from neuroada.config.recipe import load_recipe
     from neuroada.engines import make_engine
+    from neuroada.training.builder import RecipeModelBuilder
 
     recipe = load_recipe("tiny_arithmetic", [f"model={model}", *overrides])
     engine = make_engine(recipe)
     engine.reduce(torch.zeros(1))
     with Peak() as peak:
-        model = engine.load(torch.float32)
+        model = engine.load(RecipeModelBuilder.of(recipe))
     Path(out, f"{engine.rank}.json").write_text(json.dumps([peak.bytes - peak.before, peak.after - peak.before]))
     engine.reduce(torch.zeros(1))
     del model

@@ -75,15 +75,17 @@ def worker(pipe: Connection, variant: str, args: argparse.Namespace, folder: str
 
 
 def run_own(pipe: Connection, variant: str, args: argparse.Namespace, folder: str, started: float) -> None:
-    """This project's loop, as neuroada/training/run.py has it, on one process."""
+    """This project's loop, as neuroada/training/trainer.py has it, on one process."""
     from neuroada.config.recipe import Recipe
     from neuroada.engines.single import SingleEngine
     from neuroada.hf.loading import load_tokenizer
     from neuroada.objectives.cross_entropy import answer_loss
-    from neuroada.objectives.micro_batch import collate, global_batch, share
+    from neuroada.objectives.micro_batch import collate
     from neuroada.tasks.data import load_examples
     from neuroada.tasks.encode import encode
     from neuroada.tasks.table import get_task
+    from neuroada.training.builder import RecipeModelBuilder
+    from neuroada.training.sample_order import global_batch, share
 
     recipe = Recipe.model_validate(
         {
@@ -101,7 +103,7 @@ def run_own(pipe: Connection, variant: str, args: argparse.Namespace, folder: st
     tokenizer = load_tokenizer(args.model)
     data = encode(load_examples(task, "train", args.data_dir), task, tokenizer, 512, cache_dir=Path(folder) / "tokens")
     engine = SingleEngine(recipe)
-    model = engine.load(torch.float32).train()
+    model = engine.load(RecipeModelBuilder.of(recipe)).train()
     engine.start(model, recipe.micro_batches(1))
     turns = Turns(pipe, engine.device, started)
     step = 0
@@ -114,21 +116,21 @@ def run_own(pipe: Connection, variant: str, args: argparse.Namespace, folder: st
             micro = collate(data, chosen, recipe.train.packing, tokenizer.pad_token_id).to(engine.device)
             collating += time.perf_counter() - before
             tokens += micro.inputs["input_ids"].numel()
-            loss = (full_logits_loss if variant == "full" else answer_loss)(engine.model, micro, answer_tokens)
-            engine.backward(loss)
+            loss = (full_logits_loss if variant == "full" else answer_loss)(engine.model, micro)
+            engine.backward(loss / answer_tokens)
         engine.step(1e-4)
         step += 1
         turns.end(tokens, collating)
 
 
-def full_logits_loss(model: Any, batch: Any, answer_tokens: int) -> torch.Tensor:
+def full_logits_loss(model: Any, batch: Any) -> torch.Tensor:
     """What `answer_loss` computes, from the logits of every position."""
     inputs = dict(batch.inputs)
     columns = inputs.pop("logits_to_keep")
     targets = torch.full_like(inputs["input_ids"], -100)
     targets[:, columns] = batch.targets
     logits = model(**inputs, use_cache=False).logits.float()
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum") / answer_tokens
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
 def run_trl(pipe: Connection, variant: str, args: argparse.Namespace, folder: str, started: float) -> None:

@@ -93,9 +93,9 @@ def measure(task: dict[str, Any]) -> None:
 
     from neuroada.config.recipe import Recipe
     from neuroada.engines import make_engine
-    from neuroada.objectives.cross_entropy import answer_loss
-    from neuroada.planning.step import longest_batch
+    from neuroada.objectives import make_objective
     from neuroada.planning.timeline import Recorder
+    from neuroada.training.builder import RecipeModelBuilder
 
     class RealRecorder(Recorder):
         """Counts real storages; FSDP2 frees and refills its own by resizing them, which no operator shows."""
@@ -128,15 +128,16 @@ def measure(task: dict[str, Any]) -> None:
 
     recipe = Recipe.model_validate(task["recipe"])
     engine = make_engine(recipe)
-    model = engine.load(torch.bfloat16)
+    objective = make_objective(recipe)
+    model = engine.load(RecipeModelBuilder.of(recipe))
     if recipe.train.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
     engine.start(model, 1)
-    batch = longest_batch(recipe, model.config.vocab_size)
+    batch = objective.longest_batch(model.config.vocab_size)
 
     def step() -> None:
-        loss = answer_loss(engine.model, batch, 1000)
+        loss = objective.summed_loss(engine.model, batch) / 1000
         engine.backward(loss)
         del loss
         engine.step(1e-4)

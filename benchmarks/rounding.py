@@ -24,14 +24,10 @@ import torch
 from neuroada.adapter import NeuroAdaLinear
 from neuroada.config.recipe import Recipe, load_recipe
 from neuroada.engines import STATE
-from neuroada.engines.single import SingleEngine
 from neuroada.ops import linear
-from neuroada.tasks.data import load_examples
-from neuroada.tasks.encode import encode
-from neuroada.tasks.hold_out import hold_out, mean_answer_loss
-from neuroada.tasks.table import get_task
 from neuroada.training.schedule import lr_at
-from neuroada.training.trainer import prepare, run_micro_batches
+from neuroada.training.signals import StopRequest
+from neuroada.training.trainer import Trainer
 
 VARIANTS = ("exact", "rounded", "bf16")
 exactly = linear.adapted
@@ -57,33 +53,29 @@ def writing(variant: str) -> Iterator[None]:
 def train(recipe: Recipe, variant: str, steps: int) -> tuple[float, float, float]:
     """(held-out loss, part of the connections that did not move, median relative rounding of a delta)."""
     torch.manual_seed(recipe.train.seed)
-    engine = SingleEngine(recipe)
-    material = prepare(engine, recipe)
-    model = engine.load(torch.float32)
+    trainer = Trainer(recipe, StopRequest())
+    trainer.load()
+    engine, model = trainer.engine, trainer.model
     layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
     with torch.no_grad():
         for param in model.parameters():
             if not param.requires_grad and param.is_floating_point():
                 param.copy_(round_to_bf16(param))  # selection's order of sizes is kept: rounding is monotonic
-    engine.start(model, recipe.micro_batches(1))
     with writing(variant):
         for step in range(steps):
-            run_micro_batches(engine, recipe, material, step)
+            trainer.run_micro_batches(step)
             engine.step(lr_at(step, steps, recipe.optimizer))
             if variant == "bf16":
                 for param, state in engine.optimizer.state.items():
                     for values in (param.data, *(state[key] for key in STATE)):
                         values.copy_(round_to_bf16(values))
-        task = get_task(recipe.task)
-        _, _, report = hold_out(load_examples(task, "train", recipe.data_dir), recipe.train.held_out)
-        data = encode(report, task, material.tokenizer, recipe.train.max_length)
-        loss = mean_answer_loss(model.eval(), data, material.tokenizer.pad_token_id)
+        losses = trainer.objective.held_out_losses(model.eval(), trainer.objective.tokenizer)
     base = torch.cat([layer.base_values("default").flatten() for layer in layers])
     delta = torch.cat([layer.neuroada_delta["default"].detach().flatten() for layer in layers])
     moved = round_to_bf16(base + delta) - base
     trained = delta != 0
     lost = ((moved - delta)[trained] / delta[trained]).abs().median().item()
-    return loss, (moved == 0).float().mean().item(), lost
+    return losses["test"], (moved == 0).float().mean().item(), lost
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from torch import nn
 
 from neuroada.config.recipe import Recipe
 from neuroada.hf.attention import choose_attention
-from neuroada.hf.loading import build_empty, load_pretrained
-from neuroada.methods import Method
-from neuroada.objectives import Objective
+from neuroada.hf.loading import DTYPES, build_empty, load_pretrained
+from neuroada.methods import Method, make_method
+from neuroada.objectives import Objective, make_objective
 
 
 class RecipeModelBuilder:
@@ -16,6 +16,11 @@ class RecipeModelBuilder:
     def __init__(self, recipe: Recipe, method: Method, objective: Objective, compute: torch.dtype) -> None:
         self.recipe, self.method, self.objective = recipe, method, objective
         self.source, self.dtype = recipe.model, method.storage_dtype(compute)
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RecipeModelBuilder":
+        """With the recipe's own method, objective and dtype."""
+        return cls(recipe, make_method(recipe), make_objective(recipe), DTYPES[recipe.train.dtype])
 
     def pretrained(self, device: torch.device) -> nn.Module:
         auto, options = self.objective.auto_class()

@@ -13,26 +13,31 @@ from neuroada.planning.plan import GIB, compare_methods, make_plan
 from neuroada.planning.traffic import sent_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-CLAIM = ["train.micro_batch_size=1", "train.global_batch_size=1", "train.max_length=2048"]
+CLAIM = ["train.micro_batch_size=1", "train.global_batch_size=1", "train.max_length=2048",
+         "adapter.trainable_dtype=bf16"]  # fmt: skip
 
 # GB: a count of one LLaMA-7B step, batch 1 x 2048, bf16, by a script that shares no code with the planner.
 FROZEN, LORA_BF16, MASKED = 23.2, 25.8, 65.6
+MASK_IN_BF16 = 6.476  # that script's mask is in the weights' dtype, ours in bool: a byte less for each masked weight
 
 
 @pytest.fixture(scope="module")
 def methods() -> dict[str, float]:
     recipe = load_recipe("llama7b_math", CLAIM)
-    return {name: held.peak_bytes / 1e9 for name, held in compare_methods(recipe).items()}
+    found, left_out = compare_methods(recipe)
+    assert list(left_out) == ["head"]
+    return {name: held.peak_bytes / 1e9 for name, held in found.items()}
 
 
 def test_the_independent_counts_are_met(methods):
     assert abs(methods["frozen"] / FROZEN - 1) < 0.05
-    assert abs(methods["masked"] / MASKED - 1) < 0.05
+    assert abs((methods["masked"] + MASK_IN_BF16) / MASKED - 1) < 0.05
 
 
 def test_the_memory_claim(methods):
     assert methods["neuroada"] < methods["lora"] < methods["full"] < methods["masked"]
     assert methods["neuroada"] <= 0.4 * MASKED
+    assert methods["neuroada"] <= 0.45 * methods["masked"]
     assert methods["neuroada"] <= LORA_BF16
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
+from neuroada.registry import METHODS
 from neuroada.reporting import write_report
 from neuroada.reporting.charts import column_labels, nice_ticks
 from neuroada.reporting.deltas import moved
@@ -115,7 +116,7 @@ def test_how_far_weights_moved(tmp_path: Path) -> None:
     save_file(weights, base / "model.safetensors")
     adapter = tmp_path / "run" / "adapter"
     adapter.mkdir(parents=True)
-    (adapter / "adapter_config.json").write_text(json.dumps({"lora_alpha": 6, "r": 2}))
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 6, "r": 2}))
     delta = torch.randn(4, 3)
     save_file(
         {
@@ -125,7 +126,7 @@ def test_how_far_weights_moved(tmp_path: Path) -> None:
         },
         adapter / "adapter_model.safetensors",
     )
-    sparse, low_rank = moved(tmp_path / "run", base)
+    (sparse,), (low_rank,) = (moved(METHODS.load(name), adapter, base) for name in ("neuroada", "lora"))
     assert (sparse["layer"], sparse["projection"]) == (0, "self_attn.q_proj")
     assert sparse["rms"] == pytest.approx(float(delta.square().mean().sqrt()))
     assert sparse["relative"] == pytest.approx(float(delta.norm() / weights[f"{MODULES[0]}.weight"].norm()))
@@ -133,7 +134,7 @@ def test_how_far_weights_moved(tmp_path: Path) -> None:
     assert (low_rank["layer"], low_rank["projection"]) == (1, "mlp.down_proj")
     assert low_rank["rms"] == pytest.approx(float(dense.square().mean().sqrt()), rel=1e-5)
     assert low_rank["relative"] == pytest.approx(float(dense.norm() / weights[f"{MODULES[1]}.weight"].norm()), rel=1e-5)
-    assert moved(tmp_path / "run", None)[0]["relative"] is None
+    assert moved(METHODS.load("neuroada"), adapter, None)[0]["relative"] is None
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.34, 1.21), (0.0, 24_300_000_000), (5.17, 5.46), (2.0, 2.0)])

@@ -24,6 +24,7 @@ from neuroada.engines import Engine, make_engine
 from neuroada.objectives.cross_entropy import answer_loss
 from neuroada.objectives.micro_batch import MicroBatch
 from neuroada.ops import pack_indices, unpack_indices
+from neuroada.training.builder import RecipeModelBuilder
 
 SEQUENCES, LENGTH = 12, 32
 
@@ -130,7 +131,7 @@ def main(argv: list[str]) -> None:
     for case, overrides in argument["cases"].items():
         recipe = load_recipe("tiny_arithmetic", [*overrides, "train.global_batch_size=12", "train.micro_batch_size=1"])
         engine = make_engine(recipe)
-        model = engine.load(torch.float32 if recipe.train.dtype == "fp32" else torch.bfloat16)
+        model = engine.load(RecipeModelBuilder.of(recipe))
         if recipe.train.activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
