@@ -64,5 +64,7 @@ def losses(folder: Path) -> dict[int, float]:
     return by_step
 
 
-def assert_same_curve(found: dict[int, float], expected: dict[int, float], relative: float = 1e-5) -> None:
-    assert found == pytest.approx(expected, rel=relative)
+def assert_same_curve(
+    found: dict[int, float], expected: dict[int, float], relative: float = 1e-5, name: str = ""
+) -> None:
+    assert found == pytest.approx(expected, rel=relative), name

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from neuroada.errors import UserError
 from neuroada.registry import ENGINES, METHODS
@@ -77,7 +77,7 @@ class Train(Section):
         default=16, description="sequences of an optimizer step, whatever the world size"
     )
     micro_batch_size: Positive = Field(
-        default=2, description="sequences in one forward pass of a rank; accumulation follows"
+        default=2, description="sequences in one forward pass of a rank, at most; accumulation follows"
     )
     max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of prompt and answer together")
     packing: bool = Field(
@@ -145,31 +145,25 @@ class Recipe(Section):
     )
     provenance: str = Field(description="where the values come from: published, or extrapolated from what")
 
-    @model_validator(mode="after")
-    def _batch_divides(self) -> "Recipe":
-        if self.train.global_batch_size % self.train.micro_batch_size:
-            raise ValueError(
-                f"train.global_batch_size = {self.train.global_batch_size} is not a multiple of "
-                f"train.micro_batch_size = {self.train.micro_batch_size}"
+    def share(self, world_size: int) -> int:
+        """Sequences of a step that each of `world_size` ranks computes. UserError where the batch does not divide."""
+        batch = self.train.global_batch_size
+        if batch % world_size:
+            ranks = max(n for n in range(1, world_size) if batch % n == 0)
+            raise UserError(
+                f"train.global_batch_size = {batch}: does not divide over {world_size} ranks; use {ranks} ranks, or a "
+                f"batch that {world_size} divides"
             )
-        return self
+        return batch // world_size
+
+    def micro_batch(self, world_size: int) -> int:
+        """Sequences in one forward pass: the most that divide a rank's share, up to train.micro_batch_size."""
+        share = self.share(world_size)
+        return max(n for n in range(1, min(share, self.train.micro_batch_size) + 1) if share % n == 0)
 
     def micro_batches(self, world_size: int) -> int:
         """Micro batches a rank runs for one optimizer step."""
-        batch, micro = self.train.global_batch_size, self.train.micro_batch_size
-        if batch % (micro * world_size):
-            if batch % world_size:
-                ranks = max(n for n in range(1, world_size) if batch % n == 0)
-                remedy = f"use {ranks} ranks, or a batch that {world_size} divides"
-            else:
-                share = batch // world_size
-                fitting = max(n for n in range(1, min(share, micro) + 1) if share % n == 0)
-                remedy = f"use train.micro_batch_size={fitting}"
-            raise UserError(
-                f"train.global_batch_size = {batch}: train.micro_batch_size x ranks = {micro} x {world_size} = "
-                f"{micro * world_size} does not divide it; {remedy}"
-            )
-        return batch // (micro * world_size)
+        return self.share(world_size) // self.micro_batch(world_size)
 
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that decide what is learnt: two runs that share them have the same curve."""

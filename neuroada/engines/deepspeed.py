@@ -42,7 +42,7 @@ class DeepSpeedEngine:
         self.strategy = f"zero{config.get('zero_optimization', {}).get('stage', 0)}"
         self.config = {
             **config,
-            "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
+            "train_micro_batch_size_per_gpu": recipe.micro_batch(self.world_size),
             "gradient_accumulation_steps": recipe.micro_batches(self.world_size),
             "gradient_clipping": recipe.optimizer.max_grad_norm or 0.0,
             # torch's AdamW, as everywhere else: DeepSpeed would insist on its own with CPU offload.

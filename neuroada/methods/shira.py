@@ -43,7 +43,7 @@ def _attach_without_values(method: Shira, model: nn.Module, task_type: str) -> n
             entries = layer.shira_weight["default"].numel()
             layer.shira_weight["default"] = nn.Parameter(torch.empty(entries, device="meta"))
             layer.shira_indices["default"] = torch.zeros(2, entries, dtype=torch.int)
-            layer.get_delta_weight = partial(_dense_delta, layer)
+            layer.get_delta_weight = partial(_dense_delta, layer)  # type: ignore[assignment]
     return tuned
 
 

@@ -81,6 +81,8 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
             the card; then it says what would.
     """
     own, zero = own_strategy(recipe, world_size)
+    recipe = recipe.model_copy(deep=True)
+    recipe.train.micro_batch_size = recipe.micro_batch(world_size)
     accumulating = recipe.micro_batches(world_size) > 1
     config, origin = find_config(recipe.model)
     step = record_step(recipe, config, accumulating)

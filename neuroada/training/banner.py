@@ -40,7 +40,8 @@ def describe(
         "memory": f"{format_bytes(max(size for _, size in found))} of parameters on the fullest rank; gradients, "
         f"AdamW's moments and activations come on top",
         "data": f"{recipe.task}: {data}",
-        "steps": f"{first} of {steps} done; {train.global_batch_size} sequences each",
+        "steps": f"{first} of {steps} done; {train.global_batch_size} sequences each, "
+        f"{recipe.micro_batch(engine.world_size)} at once on a rank",
         "checkpoints": f"every {recipe.checkpoint.every_steps} steps, {format_bytes(checkpoint_bytes(model))} each, "
         f"{format_bytes(shutil.disk_usage(recipe.output_dir).free)} free",
         "code": f"neuroada {code_version()}, torch {library_version('torch')}",

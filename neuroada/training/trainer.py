@@ -159,7 +159,8 @@ class Trainer:
         loss = torch.zeros((), device=engine.device)
         # Dropout, where a model has any: from seed, step and rank alone, so that a resumed run draws the same.
         torch.manual_seed(hash((recipe.train.seed, step, engine.rank)) & 0x7FFF_FFFF)
-        for chosen in share(batch, lengths, engine.rank, engine.world_size, recipe.train.micro_batch_size):
+        micro = recipe.micro_batch(engine.world_size)
+        for chosen in share(batch, lengths, engine.rank, engine.world_size, micro):
             part = objective.loss(engine.model, chosen, batch, engine.device)
             engine.backward(part)
             loss += part.detach()

@@ -57,7 +57,7 @@ def test_every_engine_and_world_size_learns_the_same(sources: dict[tuple[str, in
     assert len(expected) == 8
     assert expected[8] < expected[1]
     for source, folder in sources.items():
-        assert_same_curve(losses(folder), expected), source
+        assert_same_curve(losses(folder), expected, name=str(source))
 
 
 def test_the_curves_stay_together_for_20_steps(sources: dict, longer: dict[tuple[str, int], Path]) -> None:
@@ -104,7 +104,7 @@ def check_moves(tiny_runs: TinyRuns, sources: dict, moves: list[tuple[tuple[str,
     folders = [move(tiny_runs, sources[start], *target) for start, target in moves]
     tiny_runs.run()
     for folder in folders:
-        assert_same_curve(losses(folder), expected), folder.name
+        assert_same_curve(losses(folder), expected, name=folder.name)
 
 
 def test_a_run_moves_to_another_engine_and_world_size(tiny_runs: TinyRuns, sources: dict) -> None:

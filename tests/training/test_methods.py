@@ -192,4 +192,4 @@ def test_sharded_or_not_a_method_learns_the_same(tiny_runs: TinyRuns) -> None:
     for folders in found.values():
         expected = losses(folders["single"])
         for folder in folders.values():
-            assert_same_curve(losses(folder), expected), folder.name
+            assert_same_curve(losses(folder), expected, name=folder.name)
