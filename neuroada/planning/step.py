@@ -158,7 +158,8 @@ def watch(model: nn.Module, method: Method, recorder: Recorder) -> list[list[Par
             if recorder.forward_end:
                 return
             output = output[0] if isinstance(output, tuple) else output
-            output.register_hook(lambda grad: recorder.mark("backward", number))
+            if output.requires_grad:  # nothing trains below a classifier alone
+                output.register_hook(lambda grad: recorder.mark("backward", number))
             if number == len(layers) - 1:
                 recorder.mark("head")
 

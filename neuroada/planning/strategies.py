@@ -105,7 +105,8 @@ def _buckets(step: Step, strategy: str, zero: dict[str, Any]) -> np.ndarray:
     nbytes = int(zero.get("reduce_bucket_size", 5e8)) * FP32
     here = np.ones_like(step.timeline.delta)
     if strategy in ("zero1", "zero2"):
-        first = next(number for number, (name, _) in enumerate(step.timeline.names) if name == "backward")
+        segments = step.timeline.names
+        first = next((number for number, (name, _) in enumerate(segments) if name == "backward"), len(segments) - 1)
         here = (step.timeline.segment >= first) * (2 if zero.get("overlap_comm") else 1)
     elif not strategy.startswith("zero3"):
         nbytes = 0
