@@ -37,7 +37,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def __init__(self, base_layer: nn.Module, name: str) -> None:
         super().__init__()
-        self.base_layer = base_layer
+        self.base_layer: Any = base_layer
         self.name = name
         self.base = base_weight(base_layer, name)
         self.in_features, self.out_features = self.base.in_features, self.base.out_features

@@ -1,7 +1,7 @@
 """The in-weight bypass: a Linear whose selected connections hold base + delta, without ever writing into the weight.
 
-A bypass on selected connections equals a change of those entries of W, so the product is made with W', a private copy of
-this one weight with the entries changed: made for a pass, freed with it, made again in backward. Other threads, other
+A bypass on selected connections equals a change of those entries of W, so the product is made with W', a private copy
+of this one weight with the entries changed: made for a pass, freed with it, made again in backward. Other threads, other
 adapters and an interrupted pass see the base's weight alone. The copy costs a few hundredths of the product; a few
 tokens, whose product costs no more than reading W, go through `adapted_product` without one.
 """
@@ -114,7 +114,7 @@ def in_weight_linear(
 ) -> torch.Tensor:
     """y = x @ W'.T + bias, where W' is the weight with delta added at the selected entries.
 
-    x [..., in] -> [..., out]; idx_bytes [out, 2k] uint8; delta [out, k] fp32 or wider; `stored` as `weight_format` says.
+    x [..., in] -> [..., out]; idx_bytes [out, 2k] uint8; delta [out, k] fp32 or wider; `stored`: see `weight_format`.
     Gradients reach x, bias and delta, once: a second derivative is refused. The weight is frozen, and never written.
     Under autocast the product is made in its dtype, from W' rounded once to the stored dtype and then cast.
     """

@@ -1,4 +1,4 @@
-"""No pass is ever visible to another, whoever else runs the model: threads, interruptions, checkpointing, hooks, AMP."""
+"""No pass is ever visible to another: threads, interruptions, checkpointing, hooks, offloading, autocast."""
 
 import copy
 import threading
@@ -215,7 +215,7 @@ def test_hooks_on_the_base_layer_fire(tuned, ids: torch.Tensor) -> None:
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("where", ["cpu", "disk"])
 def test_offloaded_weights(base, tuned, tmp_path, when: str, where: str) -> None:
-    """accelerate keeps weights away and brings them for each forward: the base's before tuning, or all of them after."""
+    """accelerate keeps weights away and brings them for each forward: the base's before tuning, or all after it."""
 
     def offload(model: nn.Module) -> None:
         if where == "cpu":
