@@ -57,7 +57,7 @@ def select_by_gradient(model: NeuroAdaModel, adapter: str, backward: Callable[[]
         idx_bytes = found[layer.name]
         if dist.is_initialized():
             dist.broadcast(idx_bytes, 0)  # devices may round differently
-        with sharding.own_rows(layer.base_layer.weight) as (rows, weight):
+        with layer.base.own_rows() as (rows, weight):
             layer.set_connections(adapter, rows, unpack_indices(idx_bytes)[rows], weight)
 
 

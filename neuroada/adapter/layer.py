@@ -9,7 +9,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from neuroada import sharding
+from neuroada.adapter.base_weight import base_weight
 from neuroada.adapter.config import NeuroAdaConfig
+from neuroada.adapter.hooks import brought, call_with_hooks, has_hooks
 from neuroada.adapter.selection import select_top_k
 from neuroada.errors import UserError
 from neuroada.ops import (
@@ -24,7 +26,7 @@ from neuroada.ops import (
 
 
 class NeuroAdaLinear(nn.Module, BaseTunerLayer):
-    """Wraps a Linear, whose weight keeps the base values but inside a forward or backward, and while merged.
+    """Wraps a Linear, whose weight keeps the base values but while merged: a pass never writes into it.
 
     For each adapter, parameters of [out_features, .]: `neuroada_idx` (2k uint8: k uint16 column numbers) and
     `neuroada_delta` (k, fp32, the only one that trains).
@@ -33,11 +35,12 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
     adapter_layer_names = ("neuroada_delta",)  # set_adapter turns gradients on for these: floating point only
     other_param_names = ("neuroada_idx",)
 
-    def __init__(self, base_layer: nn.Linear, name: str) -> None:
+    def __init__(self, base_layer: nn.Module, name: str) -> None:
         super().__init__()
-        self.base_layer = base_layer
+        self.base_layer: Any = base_layer
         self.name = name
-        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.base = base_weight(base_layer, name)
+        self.in_features, self.out_features = self.base.in_features, self.base.out_features
         self.neuroada_idx = nn.ParameterDict()
         self.neuroada_delta = nn.ParameterDict()
         self.unselected: set[str] = set()  # adapters whose connections are still to be chosen or loaded
@@ -62,13 +65,14 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 f"target_modules: {self.name} has {self.in_features} inputs; indices of two bytes reach "
                 f"{MAX_IN_FEATURES}: leave it out with exclude_modules"
             )
-        weight = self.base_layer.weight
         rows, k = self.out_features, config.k
-        idx = torch.zeros(rows, 2 * k, dtype=torch.uint8, device=weight.device)
-        delta = torch.zeros(rows, k, dtype=torch.float32, device=weight.device)
-        self.neuroada_idx[adapter] = nn.Parameter(idx, requires_grad=False)
-        self.neuroada_delta[adapter] = nn.Parameter(delta)
-        sharding.adopt(self, weight, self._params(adapter))
+        with brought(self.base_layer):  # an offloaded weight's device is that of its passes
+            weight = self.base.stored
+            idx = torch.zeros(rows, 2 * k, dtype=torch.uint8, device=weight.device)
+            delta = torch.zeros(rows, k, dtype=torch.float32, device=weight.device)
+            self.neuroada_idx[adapter] = nn.Parameter(idx, requires_grad=False)
+            self.neuroada_delta[adapter] = nn.Parameter(delta)
+            sharding.adopt(self, weight, self._params(adapter))
         self.unselected.add(adapter)
         loading = config.base_fingerprint is not None or self._params(adapter)[0].is_meta
         if not loading and config.selection != "gradient":
@@ -89,21 +93,27 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def base_values(self, adapter: str) -> torch.Tensor:
         """The base's values at the adapter's connections, [out_features, k], on every rank. Collective if sharded."""
-        with self._base_rows() as (_, weight), sharding.own_rows(self._params(adapter)[0]) as (_, idx):
-            return sharding.join_rows(self.base_layer.weight, read_entries(weight, unpack_indices(idx)))
+        with self._base_rows() as (_, weight), self.base.beside(self._params(adapter)[0]) as (_, idx):
+            return self.base.join_rows(read_entries(weight, unpack_indices(idx)))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        weight, bias = self.base_layer.weight, self.base_layer.bias
-        active = next((name for name in self.active_adapters if name in self.neuroada_delta), None)
+        carried = self.neuroada_delta._parameters  # quicker than the dictionary itself, at every token
+        active = next((name for name in self.active_adapters if name in carried), None)
         if active is None or self.disable_adapters or self.merged_adapters:
-            return nn.functional.linear(x, weight, bias)
+            return self.base_layer(x, *args, **kwargs)
         if active in self.unselected:
             raise RuntimeError(
                 f"adapter {active!r} has no connections in {self.name} yet: load its file, call select_by_gradient "
                 f"(selection = gradient), or start a new one with base_fingerprint = None"
             )
-        idx, delta = self._params(active)
-        return in_weight_linear(x, weight, bias, idx, delta)
+        if not (has_hooks(self.base_layer) or has_hooks(self.neuroada_delta)):
+            return self._adapted(x, active)
+        with brought(self.neuroada_idx, self.neuroada_delta):
+            return call_with_hooks(self.base_layer, lambda x: self._adapted(x, active), x)
+
+    def _adapted(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
+        idx, delta = self._params(adapter)
+        return in_weight_linear(x, self.base.stored, self.base.bias, idx, delta, self.base.format)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write the adapter's values into the weight to stay, until `unmerge`; the same bits that forward uses."""
@@ -114,22 +124,31 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             raise UserError(f"adapters {self.merged_adapters + names}: NeuroAda merges one at a time; unmerge first")
         (adapter,) = names
         idx_bytes, delta = self._params(adapter)
-        with sharding.own_rows(idx_bytes) as (rows, i), sharding.own_rows(delta) as (_, d), self._base_rows() as (_, w):
+        with (
+            self.base.beside(idx_bytes) as (_, i),
+            self.base.beside(delta) as (_, d),
+            self._base_rows() as (rows, w),
+        ):
             merged, idx = w.clone(), unpack_indices(i)
             replaced = read_entries(merged, idx)
             values = adapted(replaced, d)
         if safe_merge and not torch.isfinite(values).all():
             raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
         write_entries(merged, idx, values)
-        sharding.write_rows(self.base_layer.weight, rows, merged)
+        # First the note, then the weight: an interruption between leaves what `unmerge` puts right.
         self.merged_adapters, self._replaced = [adapter], replaced
+        try:
+            self.base.write_rows(rows, merged)
+        except BaseException:
+            self.unmerge()
+            raise
 
     def unmerge(self) -> None:
         """Put the base values back, to the bit."""
         if self.merged_adapters:
             with self._base_rows() as (rows, base):
                 pass  # a copy; written once the weight is no longer gathered
-            sharding.write_rows(self.base_layer.weight, rows, base)
+            self.base.write_rows(rows, base)
             self.merged_adapters, self._replaced = [], torch.empty(0)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -154,9 +173,9 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
     @contextmanager
     def _base_rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """`own_rows` of the weight as it is without any merged adapter."""
-        with sharding.own_rows(self.base_layer.weight) as (rows, weight):
+        with self.base.own_rows() as (rows, weight):
             for adapter in self.merged_adapters:
-                with sharding.own_rows(self._params(adapter)[0]) as (_, idx):
+                with self.base.beside(self._params(adapter)[0]) as (_, idx):
                     weight = weight.clone()
                     write_entries(weight, unpack_indices(idx), self._replaced.to(weight))
             yield rows, weight

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from neuroada.adapter.config import NeuroAdaConfig
@@ -41,6 +40,8 @@ class NeuroAdaModel(BaseTuner):
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Refuse targets that match nothing before any layer is replaced."""
+        shared = Counter(id(param) for _, param in model.named_parameters(remove_duplicate=False))
+        self._tied = {key for key, uses in shared.items() if uses > 1}
         names = [name for name, _ in model.named_modules()]
         targets = cast(NeuroAdaConfig, peft_config).target_modules
         if targets == "all-linear":
@@ -59,8 +60,6 @@ class NeuroAdaModel(BaseTuner):
                     f"target_modules: {target!r} matches no module of the model; its Linear modules include "
                     f"{', '.join(near[:8]) or 'none'}"
                 )
-        shared = Counter(id(param) for _, param in model.named_parameters(remove_duplicate=False))
-        self._tied = {key for key, uses in shared.items() if uses > 1}
 
     def _create_and_replace(
         self,
@@ -75,7 +74,6 @@ class NeuroAdaModel(BaseTuner):
         config = cast(NeuroAdaConfig, peft_config)
         if not isinstance(target, NeuroAdaLinear):
             self._check_target(current_key, target, parent)
-            assert isinstance(target, nn.Linear)
             wrapped = NeuroAdaLinear(target, current_key)
             wrapped.add_adapter(adapter_name, config)
             wrapped.train(target.training)
@@ -85,24 +83,16 @@ class NeuroAdaModel(BaseTuner):
 
     def _check_target(self, name: str, target: nn.Module, parent: nn.Module) -> None:
         problem = ""
-        if not isinstance(target, nn.Linear):
-            problem = f"is a {type(target).__name__}, not a Linear"
-            if type(target).__name__ == "Conv1D":
-                problem += " (its weight is transposed, so that rows would not be neurons)"
-        elif isinstance(parent, nn.MultiheadAttention):
+        if isinstance(parent, nn.MultiheadAttention):
             problem = "is read by MultiheadAttention past its forward"
-        elif not target.weight.is_floating_point():
-            problem = f"is quantised ({target.weight.dtype}); load the base model unquantised"
-        elif id(target.weight) in self._tied:
+        elif id(getattr(target, "weight", None)) in self._tied:
             problem = "shares its weight with another module, which would change with it"
         if problem:
             raise UserError(f"target_modules: {name} {problem}; leave it out of target_modules")
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        if isinstance(child, ModulesToSaveWrapper):  # PEFT's looks for its weight, which a classifier lacks (0.21.2)
-            setattr(parent, child_name, new_module)
-        else:
-            super()._replace_module(parent, child_name, new_module, child)
+        # PEFT's moves the adapter to the weight's device: meta, if that is offloaded. Ours is made where it runs.
+        setattr(parent, child_name, new_module)
 
     def unload(self) -> nn.Module:
         for module in self.model.modules():

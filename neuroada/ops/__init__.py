@@ -1,12 +1,20 @@
 """The numerical kernel: the in-weight bypass and its sampled gradient. Plain tensors in, plain tensors out."""
 
+from neuroada.ops.adapted_product import FEW_TOKENS, adapted, adapted_product
 from neuroada.ops.indices import MAX_IN_FEATURES, pack_indices, unpack_indices
-from neuroada.ops.linear import adapted, in_weight_linear, read_entries, write_entries
+from neuroada.ops.linear import adapted_weight, in_weight_linear, read_entries, write_entries
 from neuroada.ops.sampled_gradient import sampled_gradient
+from neuroada.ops.weight_format import PLAIN, TRANSPOSED, WeightFormat
 
 __all__ = [
+    "FEW_TOKENS",
     "MAX_IN_FEATURES",
+    "PLAIN",
+    "TRANSPOSED",
+    "WeightFormat",
     "adapted",
+    "adapted_product",
+    "adapted_weight",
     "in_weight_linear",
     "pack_indices",
     "read_entries",

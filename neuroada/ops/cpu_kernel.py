@@ -1,6 +1,6 @@
-"""The CPU backend: sampled_gradient.cpp, compiled for this machine at its first use and called through ctypes.
+"""The CPU backend: the kernels in C++, compiled for this machine at their first use and called through ctypes.
 
-The source includes no header of torch or Python, so a build takes a second instead of a minute and serves any version
+The sources include no header of torch or Python, so a build takes a second instead of a minute and serves any version
 of both. It is written to a private temporary name and renamed into the user's cache folder: ranks that start together
 need no lock, and a killed build leaves nothing that another run could wait for.
 """
@@ -13,15 +13,17 @@ import shlex
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("sampled_gradient.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("sampled_gradient.cpp", "adapted_product.cpp", "vectors.h")]
 # No -ffast-math: linked into a library, older gcc turns off denormals in the whole process (gcc bug 55522).
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
 TOKENS = 128  # of a block, as in sampled_gradient.cpp
 MULTIPLY_ADDS_PER_THREAD = 65536  # below this, waking another thread costs more than it saves
+ACCUMULATE = {torch.float32: torch.float32, torch.bfloat16: torch.float32, torch.float64: torch.float64}
 
 
 def cache_folder() -> Path:
@@ -30,7 +32,7 @@ def cache_folder() -> Path:
 
 
 def build() -> Path:
-    """Compile sampled_gradient.cpp unless this source, compiler and instruction set have been before. -> the library.
+    """Compile the kernels unless these sources, compiler and instruction set have been before. -> the library.
 
     The compiler is $CXX, or c++. OSError or CalledProcessError when there is none, or it cannot do it.
     """
@@ -40,14 +42,16 @@ def build() -> Path:
     macros = subprocess.run(
         [*compiler, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull], check=True, capture_output=True
     ).stdout
-    key = hashlib.sha256(SOURCE.read_bytes() + macros + " ".join(FLAGS).encode()).hexdigest()[:16]
-    library = cache_folder() / f"sampled_gradient-{key}.so"
+    text = b"".join(source.read_bytes() for source in SOURCES)
+    key = hashlib.sha256(text + macros + " ".join(FLAGS).encode()).hexdigest()[:16]
+    library = cache_folder() / f"kernels-{key}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             partial = Path(scratch) / library.name
+            sources = [str(source) for source in SOURCES if source.suffix == ".cpp"]
             subprocess.run(
-                [*compiler, *FLAGS, str(SOURCE), "-o", str(partial)], check=True, capture_output=True, text=True
+                [*compiler, *FLAGS, *sources, "-o", str(partial)], check=True, capture_output=True, text=True
             )
             partial.replace(library)
     return library
@@ -61,7 +65,7 @@ def load() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.stderr if isinstance(error, subprocess.CalledProcessError) and error.stderr else error
         warnings.warn(
-            f"sampled gradient: no compiled CPU kernel, the slower embedding_bag form is used ({reason}). "
+            f"no compiled CPU kernels, slower forms in plain torch are used ({reason}). "
             "A C++17 compiler with OpenMP (CXX, default c++) and a writable XDG_CACHE_HOME give it back.",
             stacklevel=2,
         )
@@ -75,7 +79,7 @@ def compiled(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor, library: ctyp
     None of the sizes is 0. IndexError when idx points outside of x.
     """
     common = torch.promote_types(dy.dtype, x.dtype)
-    if common not in (torch.float32, torch.bfloat16, torch.float64):
+    if common not in ACCUMULATE:
         common = torch.float32
     dy, x, idx = _unit_columns(dy.to(common)), _unit_columns(x.to(common)), idx.contiguous()
     tokens, columns = x.shape
@@ -96,6 +100,60 @@ def compiled(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor, library: ctyp
         ctypes.c_int(parts),
     )
     return grad[0] if parts == 1 else grad.sum(0)
+
+
+def adapted_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    idx_bytes: torch.Tensor,
+    delta: torch.Tensor,
+    library: ctypes.CDLL,
+) -> torch.Tensor:
+    """x [..., in], weight [out, in] with unit column stride, of one of ACCUMULATE's dtypes; bias [out] or None;
+    idx_bytes [out, 2k] uint8; delta [out, k] -> [..., out] in x's dtype. None of the sizes is 0.
+
+    IndexError when idx points outside of the weight. Decoding calls this for every layer of every token, so it is lean.
+    """
+    rows, columns = weight.shape
+    accumulate = ACCUMULATE[x.dtype]
+    # Copies keep a name until the call returns: a pointer alone would not keep them.
+    wide, delta, idx_bytes = _as(x, accumulate), _as(delta, accumulate), _as(idx_bytes, torch.uint8)
+    bias = None if bias is None else _as(bias, accumulate)
+    y = wide.new_empty((*x.shape[:-1], rows))
+    tokens = y.numel() // rows
+    outside = _function(library, weight.dtype)(
+        wide.data_ptr(),
+        weight.data_ptr(),
+        weight.stride(0),
+        None if bias is None else bias.data_ptr(),
+        idx_bytes.data_ptr(),
+        delta.data_ptr(),
+        y.data_ptr(),
+        tokens,
+        rows,
+        columns,
+        delta.shape[1],
+        max(1, min(torch.get_num_threads(), rows, tokens * rows * columns // MULTIPLY_ADDS_PER_THREAD)),
+    )
+    if outside:
+        raise IndexError(f"idx points outside of a weight of {columns} columns")
+    return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Of this dtype, and contiguous."""
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+@functools.cache
+def _function(library: ctypes.CDLL, dtype: torch.dtype) -> Callable[..., int]:
+    function = getattr(library, f"adapted_product_{str(dtype).removeprefix('torch.')}")
+    size, pointer = ctypes.c_int64, ctypes.c_void_p
+    function.argtypes = [pointer, pointer, size, *[pointer] * 4, *[size] * 4, ctypes.c_int]
+    return function
 
 
 def _unit_columns(matrix: torch.Tensor) -> torch.Tensor:

@@ -1,19 +1,21 @@
-"""The in-weight bypass: a Linear whose selected connections hold base + delta while, and only while, it multiplies.
+"""The in-weight bypass: a Linear whose selected connections hold base + delta, without ever writing into the weight.
 
-A bypass on selected connections equals a change of those entries of W. So nothing is added to the forward pass: the
-entries are changed in place, the ordinary linear runs, and the entries are put back. The weight keeps the base values
-itself; no copy of them is stored, or travels where weights are gathered.
+A bypass on selected connections equals a change of those entries of W, so the product is made with W', a private copy
+of this one weight with the entries changed: made for a pass, freed with it, made again in backward. Other threads, other
+adapters and an interrupted pass see the base's weight alone. The copy costs a few hundredths of the product; a few
+tokens, whose product costs no more than reading W, go through `adapted_product` without one.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
+from neuroada.ops.adapted_product import FEW_TOKENS, adapted, adapted_product
 from neuroada.ops.indices import unpack_indices
 from neuroada.ops.sampled_gradient import sampled_gradient
+from neuroada.ops.weight_format import PLAIN, WeightFormat
 
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -30,33 +32,38 @@ def write_entries(weight: torch.Tensor, idx: torch.Tensor, values: torch.Tensor)
     weight.data.view(bits).scatter_(1, idx, values.contiguous().view(bits))
 
 
-def adapted(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """base + delta, rounded once, to the base's dtype; delta is fp32 or wider."""
-    return (base + delta.detach()).to(base.dtype)
+def adapted_weight(
+    stored: torch.Tensor, idx_bytes: torch.Tensor, delta: torch.Tensor, weight_format: WeightFormat = PLAIN
+) -> torch.Tensor:
+    """W' [out, in], private: the stored weight with `adapted` values at its selected entries.
 
-
-@contextmanager
-def bypass(weight: torch.Tensor, idx_bytes: torch.Tensor, delta: torch.Tensor) -> Iterator[None]:
-    """While the block runs, the weight's selected entries hold `adapted` values; then the same bits as before.
-
-    weight [out, in]; idx_bytes [out, 2k] uint8; delta [out, k].
+    idx_bytes [out, 2k] uint8; delta [out, k].
     """
-    idx = unpack_indices(idx_bytes)
-    base = read_entries(weight, idx)
-    try:
-        write_entries(weight, idx, adapted(base, delta))
-        yield
-    finally:  # whatever happens: a second delta on top of a first would be a silent mistake
-        write_entries(weight, idx, base)
+    scratch, idx = weight_format.scratch(stored), unpack_indices(idx_bytes)
+    write_entries(scratch, idx, adapted(read_entries(scratch, idx), delta))
+    return scratch
 
 
-def keeps_entries(weight: torch.Tensor, delta: torch.Tensor) -> bool:
+def keeps_entries(in_features: int, delta: torch.Tensor) -> bool:
     """Whether backward keeps of x only its columns at the selected entries, [..., out * k], instead of all.
 
     So where they are at most half as many: a Llama's down_proj at k = 1, whose input is the widest of its block and
     which nothing else keeps. (Counting repeated columns once would save more, and cost a GPU a wait for the count.)
     """
-    return 2 * delta.numel() <= weight.shape[1]
+    return 2 * delta.numel() <= in_features
+
+
+def _product(
+    x: torch.Tensor,
+    stored: torch.Tensor,
+    bias: torch.Tensor | None,
+    idx_bytes: torch.Tensor,
+    delta: torch.Tensor,
+    weight_format: WeightFormat,
+) -> torch.Tensor:
+    if x.numel() <= FEW_TOKENS * x.shape[-1] and (matrix := weight_format.matrix(stored)) is not None:
+        return adapted_product(x, matrix, bias, idx_bytes, delta)
+    return F.linear(x, adapted_weight(stored, idx_bytes, delta, weight_format).to(x.dtype), bias)
 
 
 class _InWeightLinear(torch.autograd.Function):
@@ -64,47 +71,57 @@ class _InWeightLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        weight: torch.Tensor,
+        stored: torch.Tensor,
         bias: torch.Tensor | None,
         idx_bytes: torch.Tensor,
         delta: torch.Tensor,
+        weight_format: WeightFormat,
     ) -> torch.Tensor:
-        ctx.keeps_entries = keeps_entries(weight, delta)
+        ctx.weight_format, ctx.keeps_entries = weight_format, keeps_entries(x.shape[-1], delta)
         kept = x.index_select(-1, unpack_indices(idx_bytes).flatten()) if ctx.keeps_entries else x
-        # The Parameters themselves, never views: ZeRO-3 and FSDP2 swap their data and gather it again for backward.
-        ctx.save_for_backward(kept, weight, idx_bytes, delta)
-        with bypass(weight, idx_bytes, delta):
-            return F.linear(x, weight, bias)
+        # The Parameters themselves, never views: ZeRO-3 and FSDP2 swap their data and gather it again for backward, and
+        # autograd refuses a backward over values that were changed (merged, say) since.
+        ctx.save_for_backward(kept, stored, idx_bytes, delta)
+        return _product(x, stored, bias, idx_bytes, delta, weight_format)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dy,) = grads
-        kept, weight, idx_bytes, delta = ctx.saved_tensors
+        kept, stored, idx_bytes, delta = ctx.saved_tensors
         dx = dbias = ddelta = None
-        if ctx.needs_input_grad[0]:
-            with bypass(weight, idx_bytes, delta):
-                dx = dy @ weight
-        if ctx.needs_input_grad[2]:
-            dbias = dy.flatten(0, -2).sum(0)
-        if ctx.needs_input_grad[4]:
-            if ctx.keeps_entries:
-                columns = torch.arange(delta.numel(), device=dy.device).view(delta.shape)
-            else:
-                columns = unpack_indices(idx_bytes)
-            ddelta = sampled_gradient(dy, kept, columns).to(delta.dtype)
-        return dx, None, dbias, None, ddelta
+        with torch.autocast(dy.device.type, enabled=False):  # forward has cast what was to be cast
+            if ctx.needs_input_grad[0]:
+                dx = dy @ adapted_weight(stored, idx_bytes, delta, ctx.weight_format).to(dy.dtype)
+            if ctx.needs_input_grad[2]:
+                dbias = dy.flatten(0, -2).sum(0)
+            if ctx.needs_input_grad[4]:
+                if ctx.keeps_entries:
+                    columns = torch.arange(delta.numel(), device=dy.device).view(delta.shape)
+                else:
+                    columns = unpack_indices(idx_bytes)
+                ddelta = sampled_gradient(dy, kept, columns).to(delta.dtype)
+        return dx, None, dbias, None, ddelta, None
 
 
 def in_weight_linear(
     x: torch.Tensor,
-    weight: torch.Tensor,
+    stored: torch.Tensor,
     bias: torch.Tensor | None,
     idx_bytes: torch.Tensor,
     delta: torch.Tensor,
+    weight_format: WeightFormat = PLAIN,
 ) -> torch.Tensor:
-    """y = x @ W'.T + bias, where W' is `weight` with delta added at the selected entries.
+    """y = x @ W'.T + bias, where W' is the weight with delta added at the selected entries.
 
-    x [..., in] -> [..., out]; the rest as in `bypass`. Gradients reach x, bias and delta; `weight` is frozen, and is
-    left as it was found.
+    x [..., in] -> [..., out]; idx_bytes [out, 2k] uint8; delta [out, k] fp32 or wider; `stored`: see `weight_format`.
+    Gradients reach x, bias and delta, once: a second derivative is refused. The weight is frozen, and never written.
+    Under autocast the product is made in its dtype, from W' rounded once to the stored dtype and then cast.
     """
-    return _InWeightLinear.apply(x, weight, bias, idx_bytes, delta)
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast itself
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    wanted = (x, delta) if bias is None else (x, delta, bias)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted):
+        return _InWeightLinear.apply(x, stored, bias, idx_bytes, delta, weight_format)
+    return _product(x, stored, bias, idx_bytes, delta, weight_format)

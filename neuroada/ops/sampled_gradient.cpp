@@ -13,21 +13,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "vectors.h"
+
 namespace {
 
 constexpr int64_t TOKENS = 128;  // tokens of a block, zero-padded: 512 bytes a column in fp32
 constexpr int64_t TILE = 16;     // a transpose goes by tiles of 16 x 16
 constexpr int64_t ROWS = 128;    // rows of dy transposed at once: 64 KiB in fp32, long reads per token
-
-struct bfloat16 {
-  uint16_t bits;
-  operator float() const {
-    const uint32_t wide = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, sizeof value);
-    return value;
-  }
-};
 
 // One tile: from[t * stride + c], height x width -> to[c * TOKENS + t]; absent tokens become zeros.
 template <class In, class Acc>
@@ -58,34 +50,6 @@ void transpose(const In* from, int64_t stride, int64_t tokens, int64_t columns, 
       transpose_tile(from + t * stride + c, stride, std::clamp<int64_t>(tokens - t, 0, TILE),
                      std::min(TILE, columns - c), to + c * TOKENS + t);
 }
-
-// One register of the widest kind.
-#ifdef __AVX512F__
-constexpr int64_t VECTOR_BYTES = 64;
-#else
-constexpr int64_t VECTOR_BYTES = 32;
-#endif
-
-template <class Acc>
-struct Lanes {
-  static constexpr int64_t COUNT = VECTOR_BYTES / sizeof(Acc);
-  typedef Acc Vector __attribute__((vector_size(VECTOR_BYTES)));
-  Vector value = {};
-
-  void add_product(const Acc* a, const Acc* b) {
-    Vector left, right;
-    std::memcpy(&left, a, sizeof left);
-    std::memcpy(&right, b, sizeof right);
-    value += left * right;
-  }
-  Acc sum() const {
-    Acc part[COUNT];
-    std::memcpy(part, &value, sizeof part);
-    for (int64_t half = COUNT / 2; half > 0; half /= 2)
-      for (int64_t i = 0; i < half; i++) part[i] += part[i + half];
-    return part[0];
-  }
-};
 
 // grad[j] += dot(dy, x column idx[j]) for N values of j at once: N independent accumulators hide the FMA's latency.
 template <int N, class Acc>

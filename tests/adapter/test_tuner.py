@@ -7,47 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tiny_models import ATTENTION, X, assert_base_is_whole, logits, make_base, train_a_little, weights
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from neuroada import NeuroAdaConfig, select_by_gradient
 from neuroada.adapter.saved import save_adapter
 from neuroada.errors import UserError
-
-X = torch.randint(0, 128, (2, 16), generator=torch.Generator().manual_seed(0))
-ATTENTION = ["q_proj", "k_proj", "v_proj"]
-
-
-def make_base(**changes) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return LlamaForCausalLM(LlamaConfig(**{"vocab_size": 128, **sizes, **changes})).eval()
-
-
-def train_a_little(model: nn.Module, steps: int = 3) -> nn.Module:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(steps):
-        model(input_ids=X, labels=X).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> torch.Tensor:
-    return model(input_ids=X).logits
-
-
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The base model's weights by their own names, wherever an adapter hides them."""
-    clean = lambda name: name.replace("base_model.model.", "").replace("base_layer.", "")  # noqa: E731
-    return {clean(name): param.detach() for name, param in model.named_parameters() if "neuroada_" not in name}
-
-
-def assert_base_is_whole(model: nn.Module, base: nn.Module) -> None:
-    expected = dict(base.named_parameters())
-    for name, weight in weights(model).items():
-        assert weight.equal(expected[name]), name
 
 
 @pytest.fixture
@@ -206,10 +172,25 @@ def test_mistakes_are_told_before_anything_is_replaced(config: dict, said: str) 
         get_peft_model(base, NeuroAdaConfig(**{"k": 2, "target_modules": ["q_proj"], **config}))
 
 
-def test_transposed_weights_are_refused() -> None:
-    gpt2 = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
-    with pytest.raises(UserError, match=r"Conv1D.*transposed"):
-        get_peft_model(gpt2, NeuroAdaConfig(k=2, target_modules=["c_attn"]))
+def test_transposed_weights(tmp_path: Path) -> None:
+    """GPT-2's Conv1D stores [in, out]: its neurons are columns."""
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 128, "bos_token_id": 0, "eos_token_id": 0}
+    base = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    config = NeuroAdaConfig(k=3, target_modules=["c_attn", "c_proj", "c_fc"])
+    tuned = get_peft_model(copy.deepcopy(base), config)
+    assert logits(tuned).equal(logits(base))
+    layer = tuned.base_model.layers("default")[0]
+    strongest = base.transformer.h[0].attn.c_attn.weight.t().abs().topk(3, 1).indices.sort(1).values
+    assert layer_indices(layer).equal(strongest) and layer.out_features == 96
+    adapted = logits(train_a_little(tuned).eval())
+    assert not adapted.equal(logits(base))
+    tuned.merge_adapter()
+    assert logits(tuned).equal(adapted)
+    tuned.unmerge_adapter()
+    tuned.save_pretrained(tmp_path)
+    assert logits(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)).equal(adapted)
+    assert_base_is_whole(tuned.unload(), base)
 
 
 def test_too_many_inputs_for_two_bytes() -> None:

@@ -5,7 +5,18 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import saved_tensors_hooks
 
-from neuroada.ops import adapted, in_weight_linear, linear, pack_indices, unpack_indices
+from neuroada.ops import (
+    FEW_TOKENS,
+    TRANSPOSED,
+    adapted,
+    adapted_product,
+    adapted_weight,
+    in_weight_linear,
+    linear,
+    pack_indices,
+    unpack_indices,
+)
+from neuroada.ops.adapted_product import side_product
 
 FEW, MANY = (3, 16, 2), (5, 7, 3)
 """out, in and k, so that the entries are few beside the inputs (only they are kept of x), and not."""
@@ -70,28 +81,114 @@ def test_the_weight_is_left_as_it_was_found(dtype: torch.dtype) -> None:
     assert case.weight.equal(case.original)
 
 
-def test_the_weight_is_left_as_it_was_found_by_a_pass_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of memory, caught, and tried again smaller: the second pass must not start from the first one's deltas."""
+def test_no_pass_writes_into_the_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither while it multiplies nor when it fails: another thread may be reading, Ctrl-C may come at any time."""
+    real, seen = linear.F.linear, []
 
     def out_of_memory(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        assert not weight.equal(case.original)
+        seen.append(weight)
+        assert case.weight.equal(case.original)
         raise MemoryError
 
     case = Case(*MANY)
     monkeypatch.setattr(linear.F, "linear", out_of_memory)
     with pytest.raises(MemoryError):
         case.run()
-    assert case.weight.equal(case.original)
+    assert case.weight.equal(case.original) and not seen[0].equal(case.original)
+    monkeypatch.setattr(linear.F, "linear", real)
+    version = case.weight._version
+    case.run().sum().backward()
+    assert case.weight._version == version
 
 
 def test_the_sum_is_rounded_once_to_the_weights_dtype() -> None:
     case = Case(*MANY, dtype=torch.bfloat16)
     idx = unpack_indices(case.idx_bytes)
-    with linear.bypass(case.weight, case.idx_bytes, case.delta):
-        found = case.weight.gather(1, idx)
+    found = adapted_weight(case.weight, case.idx_bytes, case.delta)
     base = case.original.gather(1, idx)
-    assert found.equal((base.float() + case.delta.detach()).bfloat16())
-    assert found.equal(adapted(base, case.delta))
+    assert found.gather(1, idx).equal((base.float() + case.delta.detach()).bfloat16())
+    assert found.equal(case.original.scatter(1, idx, adapted(base, case.delta)))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, FEW_TOKENS])
+@pytest.mark.parametrize("shape", [FEW, MANY, (130, 576, 20)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("product", [adapted_product, side_product])
+def test_a_few_tokens(product, tokens: int, shape: tuple, dtype: torch.dtype, bias: bool) -> None:
+    """The product for decoding is that with W', its entries rounded once, up to the order of the sum."""
+    case = Case(*shape, dtype=dtype)
+    x = case.x.detach().flatten(0, 1).repeat(2, 1)[:tokens, None]
+    added = case.bias.detach() if bias else None
+    found = product(x, case.weight.detach(), added, case.idx_bytes, case.delta.detach())
+    wide = adapted_weight(case.weight, case.idx_bytes, case.delta).double()
+    expected = F.linear(x.double(), wide, None if added is None else added.double())
+    assert found.shape == (tokens, 1, shape[0]) and found.dtype == dtype
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance * shape[1] ** 0.5)
+
+
+def test_a_few_tokens_of_a_sliced_weight_and_of_a_transposed_one() -> None:
+    case = Case(*MANY)
+    x, wide = case.x.detach()[:1, :3], torch.randn(5, 12, dtype=torch.float64)
+    for weight in (wide[:, 2:9], torch.randn(7, 5, dtype=torch.float64).t()):
+        found = adapted_product(x, weight, None, case.idx_bytes, case.delta.detach())
+        torch.testing.assert_close(found, F.linear(x, adapted_weight(weight, case.idx_bytes, case.delta)))
+
+
+def test_an_index_outside_of_the_weight_is_refused() -> None:
+    case = Case(*MANY)
+    outside = pack_indices(torch.full((5, 3), 7))
+    with pytest.raises(IndexError):
+        adapted_product(case.x.detach()[:1, :3], case.weight.detach(), None, outside, case.delta.detach())
+
+
+def test_a_transposed_weight() -> None:
+    case = Case(*MANY)
+    stored = torch.nn.Parameter(case.original.t().contiguous(), requires_grad=False)
+    y = in_weight_linear(case.x, stored, case.bias, case.idx_bytes, case.delta, TRANSPOSED)
+    expected = case.expected()
+    torch.testing.assert_close(y, expected)
+    dy = torch.randn_like(y)
+    for found, wanted in zip(case.gradients(y, dy), case.gradients(expected, dy), strict=True):
+        torch.testing.assert_close(found, wanted)
+    few = in_weight_linear(case.x[:, :1], stored, case.bias, case.idx_bytes, case.delta, TRANSPOSED)
+    torch.testing.assert_close(few, expected[:, :1])
+
+
+def test_a_second_derivative_is_refused() -> None:
+    case = Case(*MANY)
+    (first,) = torch.autograd.grad((case.run() ** 2).sum(), case.delta, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_a_weight_changed_between_forward_and_backward_is_refused() -> None:
+    case = Case(*MANY)
+    y = case.run()
+    torch.autograd.graph.increment_version(case.weight)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [FEW, MANY])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_autocast_over_an_fp32_weight(shape: tuple[int, int, int], tokens: int) -> None:
+    """As an fp32 Linear with the adapted weight runs under autocast, forward and backward."""
+    case = Case(*shape, dtype=torch.float32)
+    x, dense = case.x[:, :tokens], adapted_weight(case.weight, case.idx_bytes, case.delta).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = in_weight_linear(x, case.weight, case.bias, case.idx_bytes, case.delta)
+        expected = F.linear(x, dense, case.bias)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(y, expected, rtol=2e-2, atol=2e-2)
+    dy = torch.randn_like(y)
+    found = torch.autograd.grad(y, (case.x, case.bias, case.delta), dy)
+    wanted = torch.autograd.grad(expected, (case.x, case.bias, dense), dy)
+    assert all(gradient.dtype == torch.float32 for gradient in found)
+    torch.testing.assert_close(found[0], wanted[0], rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(found[1], wanted[1], rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(found[2], wanted[2].gather(1, unpack_indices(case.idx_bytes)), rtol=2e-2, atol=5e-2)
 
 
 def test_gradients_of_bf16_are_computed_in_fp32() -> None:

@@ -1,0 +1,119 @@
+"""The seam between a layer and the way its base stores the weight: whole or sharded, as it is or transposed.
+
+The layer and all around it (selection, fingerprint, merge) see a matrix [out_features, in_features] whose rows are
+neurons. A base layer of another kind is one more `BaseWeight` in `KINDS`: it says which modules it serves, which
+parameter is sharded, how that parameter becomes the matrix in a pass (`format`), and how rows are read and written.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from neuroada import sharding
+from neuroada.adapter.hooks import brought
+from neuroada.errors import UserError
+from neuroada.ops import PLAIN, TRANSPOSED, WeightFormat
+
+
+class BaseWeight:
+    """A Linear's weight, stored [out, in] and sharded along its rows."""
+
+    format: ClassVar[WeightFormat] = PLAIN
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.out_features, self.in_features = self._sizes()
+
+    @staticmethod
+    def serves(module: nn.Module) -> bool:
+        """Whether `module`'s forward is a product with a weight stored in this way, and nothing else."""
+        weight = module._parameters.get("weight")
+        own_forward = type(module).forward is not nn.Linear.forward
+        return isinstance(module, nn.Linear) and not own_forward and weight is not None and weight.is_floating_point()
+
+    def _sizes(self) -> tuple[int, int]:
+        return self.layer.out_features, self.layer.in_features  # type: ignore[return-value]
+
+    @property
+    def stored(self) -> nn.Parameter:
+        """The parameter; under an engine it may be a part, or nothing, outside of a pass."""
+        return self.layer.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        return self.layer.bias  # type: ignore[return-value]
+
+    @contextmanager
+    def own_rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(rows, values [rows, in]) this rank works on, for reading; the rows that `beside` gives of idx and delta.
+
+        Collective where the rank does not store whole rows."""
+        with brought(self.layer), sharding.own_rows(self.stored) as (rows, values):
+            yield rows, values
+
+    def beside(self, param: torch.Tensor) -> AbstractContextManager[tuple[slice, torch.Tensor]]:
+        """`own_rows`' rows of a parameter [out, .] of the adapter."""
+        return sharding.own_rows(param)
+
+    def join_rows(self, values: torch.Tensor) -> torch.Tensor:
+        """All rows, on every rank, of what each computed from its `own_rows`: [out, .]. Collective."""
+        return sharding.join_rows(self.stored, values)
+
+    def write_rows(self, rows: slice, values: torch.Tensor) -> None:
+        """Set the rows that `own_rows` gave. Collective. A backward over the old values is refused from here on."""
+        sharding.write_rows(self.stored, rows, values)
+        torch.autograd.graph.increment_version(self.stored)
+
+
+class TransposedWeight(BaseWeight):
+    """transformers' Conv1D: stored [in, out], so that a shard is of inputs, and every rank works on all neurons."""
+
+    format = TRANSPOSED
+
+    @staticmethod
+    def serves(module: nn.Module) -> bool:
+        return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+    def _sizes(self) -> tuple[int, int]:
+        rows, columns = sharding.shape(self.stored)
+        return columns, rows
+
+    @contextmanager
+    def own_rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        with brought(self.layer), sharding.whole(self.stored) as values:
+            yield slice(0, self.out_features), values.t()
+
+    @contextmanager
+    def beside(self, param: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        with sharding.whole(param) as values:
+            yield slice(0, self.out_features), values
+
+    def join_rows(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def write_rows(self, rows: slice, values: torch.Tensor) -> None:
+        super().write_rows(slice(0, self.in_features), values.t())
+
+
+KINDS: list[type[BaseWeight]] = [BaseWeight, TransposedWeight]
+
+
+def base_weight(layer: nn.Module, name: str) -> BaseWeight:
+    """The first of `KINDS` that serves this layer; a UserError that says why there is none."""
+    for kind in KINDS:
+        if kind.serves(layer):
+            return kind(layer)
+    problem = f"is a {type(layer).__name__}, "
+    weight = layer._parameters.get("weight")
+    if not isinstance(layer, nn.Linear):
+        problem += "not a Linear"
+    elif type(layer).forward is not nn.Linear.forward:
+        problem += "whose own forward may do more than a product with its weight"
+    elif weight is None:
+        problem += "whose weight is computed from other parameters"
+    else:
+        problem += f"quantised ({weight.dtype})"
+    raise UserError(f"target_modules: {name} {problem}; leave it out of target_modules")
