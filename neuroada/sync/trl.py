@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from neuroada.errors import UserError
 from neuroada.sync.message import SyncError
 from neuroada.sync.receiver import Receiver
 from neuroada.sync.sender import Sender
@@ -35,6 +36,10 @@ class TrainerSync:
         """-> the version that trainer and engine now share. SyncError where the engine did not get there."""
         if self.sender is None:
             self.sender = Sender(model)
+            if self.sender.parts > 1 and isinstance(self.transport, Pipe):
+                raise UserError(
+                    f"transport: a Pipe is one rank's, here are {self.sender.parts}: give a FolderTransport"
+                )
         for _ in range(2):  # an engine that lacks something asks, and gets the state by the second
             version = publish(self.sender, self.transport)
             self.barrier()
@@ -80,6 +85,35 @@ class Rollouts:
         made = self.engine.generate(**padded, generation_config=trainer.generation_config)[:, width:]
         ends = set(trainer.eos_token_ids)
         return [_until(row, ends) for row in made.tolist()]
+
+
+def sync_colocated_vllm(trainer: Any, transport: Transport | None = None) -> TrainerSync:
+    """Replace the weight sync of a GRPOTrainer whose vLLM runs in its own processes (use_vllm, vllm_mode="colocate").
+
+    TRL's own merges the adapter and loads every weight of the model; this one sends the values at the connections, a
+    rank's share by each rank, to vLLM's loader. Needs a vLLM with `CheckpointWeightPatch` (0.33 was read). Not run.
+    """
+    from vllm.model_executor.model_loader.checkpoint_weight_patch import load_checkpoint_weight_patches
+
+    from neuroada.sync.vllm import CheckpointWeights, local_folder
+
+    generation = trainer.vllm_generation
+    if generation.mode != "colocate" or generation.enable_sleep_mode:
+        raise UserError(
+            f"vllm_mode = {generation.mode}, vllm_enable_sleep_mode = {generation.enable_sleep_mode}: this sync wants "
+            f"colocate and False; a server follows by neuroada.sync.vllm.publish_to_vllm"
+        )
+    engine = generation.llm.llm_engine
+    model = engine.model_executor.driver_worker.model_runner.model
+    weights = CheckpointWeights(model, local_folder(engine.model_config.model), load_checkpoint_weight_patches)
+    sync = TrainerSync(Receiver(weights), transport or Pipe(), trainer.accelerator.wait_for_everyone)
+
+    def sync_weights() -> None:
+        sync(trainer.model)
+        generation.llm.reset_prefix_cache()
+
+    generation.sync_weights = sync_weights
+    return sync
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:

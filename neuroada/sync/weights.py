@@ -40,7 +40,7 @@ class ModelWeights:
         self._parts: dict[tuple[int, str], _Part] = {}
 
     def load(self, parts: list[Message]) -> None:
-        _check_rows(parts)
+        check_rows(parts)
         before = {key: read(part.weight, part.entries.flat) for key, part in self._parts.items()}
         self._write_base()
         try:
@@ -90,7 +90,7 @@ class ModelWeights:
         if not weight.is_contiguous():
             raise WrongBase(f"{name}.weight is not contiguous here: it cannot be changed in place")
         idx = unpack_indices(idx_bytes)
-        _check_columns(name, idx, module)
+        check_columns(name, idx, module.shape[1])
         entries = locate(idx.to(weight.device), module.first, rows, columns)
         own = read(weight, entries.flat)
         expected = entries.choose(base.to(weight.device))
@@ -108,7 +108,7 @@ class ModelWeights:
         return next((shard for end, shard in self.shards.items() if f".{name}".endswith(f".{end}")), None)
 
 
-def _check_rows(parts: list[Message]) -> None:
+def check_rows(parts: list[Message]) -> None:
     """That the parts of a state hold every row of every module exactly once."""
     held: dict[str, list[Module]] = {}
     for part in parts:
@@ -122,9 +122,10 @@ def _check_rows(parts: list[Message]) -> None:
             raise SyncError(f"{name}: the parts of this state do not hold each of its rows once: ask for it again")
 
 
-def _check_columns(name: str, idx: torch.Tensor, module: Module) -> None:
+def check_columns(name: str, idx: torch.Tensor, columns: int) -> None:
+    """That the indices [rows, k] name different columns of each row."""
     if not idx.numel():
         return
     ordered = idx.sort(dim=1).values
-    if int(ordered[:, -1].max()) >= module.shape[1] or bool((ordered[:, 1:] == ordered[:, :-1]).any()):
-        raise SyncError(f"{name}: its indices repeat, or leave the {module.shape[1]} columns: ask for the state again")
+    if int(ordered[:, -1].max()) >= columns or bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+        raise SyncError(f"{name}: its indices repeat, or leave the {columns} columns: ask for the state again")
