@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from neuroada.ops import unpack_indices
 from neuroada.sync.message import Message, Module, SyncError, WrongBase
@@ -28,10 +30,10 @@ class ModelWeights:
     """Kept beside the model: 8 bytes of position a connection, and the base value under it.
 
     Args:
-        model: a model whose modules are named as the trainer's base model's; its weights are ordinary tensors of the
-            trainer's dtype.
-        shards: of a tensor-parallel model, by the end of a module's name ("q_proj", "layers.0.mlp.down_proj"): this
-            process's part of those weights. Modules that no entry names are whole.
+        model: a model whose modules are named as the trainer's base model's, in the trainer's dtype. Of one that was
+            loaded with `tp_plan="auto"`, whose weights are DTensors, each rank makes a receiver for its own parts.
+        shards: of another tensor-parallel model, whose weights are ordinary tensors: this process's part, by the end of
+            a module's name ("q_proj", "layers.0.mlp.down_proj"). Modules that no entry names are whole.
     """
 
     def __init__(self, model: nn.Module, shards: Mapping[str, Shard] | None = None) -> None:
@@ -76,15 +78,7 @@ class ModelWeights:
 
     def _place(self, name: str, module: Module, idx_bytes: torch.Tensor, base: torch.Tensor) -> _Part:
         """Find a module's entries in this model, and hold its base values against the trainer's."""
-        weight = self._weight(name)
-        shard = self._shard(name)
-        rows, columns = block(name, module.shape, shard)
-        here = (rows.stop - rows.start, columns.stop - columns.start)
-        if tuple(weight.shape) != here:
-            raise WrongBase(
-                f"{name}.weight is {tuple(weight.shape)} here, the trainer's is {module.shape}"
-                + (f" and this shard of it {here}" if shard else "; give `shards` for a tensor-parallel model")
-            )
+        weight, rows, columns = self._local(name, module.shape)
         if weight.dtype != base.dtype:
             raise WrongBase(f"{name}.weight is {weight.dtype} here, {base.dtype} at the trainer: load it in that dtype")
         if not weight.is_contiguous():
@@ -98,11 +92,24 @@ class ModelWeights:
             raise WrongBase(f"{name}.weight: other base weights than the trainer's; load the base model it trains")
         return _Part(base.shape, weight, entries, own)
 
-    def _weight(self, name: str) -> torch.Tensor:
+    def _local(self, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor, slice, slice]:
+        """The weight as it stands here, and which rows and columns of the whole one, of `shape` [out, in], it is."""
         try:
-            return self.model.get_submodule(name).weight.data  # type: ignore[return-value]
+            param: torch.Tensor = self.model.get_submodule(name).weight  # type: ignore[assignment]
         except AttributeError:
             raise WrongBase(f"{name}: this model has no such Linear; load the base model that is trained") from None
+        if isinstance(param, DTensor):
+            sizes, starts = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
+            rows, columns = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
+            weight, here = param.to_local(), tuple(param.shape)
+        else:
+            rows, columns = block(name, shape, self._shard(name))
+            weight, here = param.data, tuple(param.shape)
+            if self._shard(name) is not None:
+                shape = (rows.stop - rows.start, columns.stop - columns.start)
+        if here != shape:
+            raise WrongBase(f"{name}.weight is {here} here instead of {shape}; give `shards` if it is a shard of it")
+        return weight.detach(), rows, columns
 
     def _shard(self, name: str) -> Shard | None:
         return next((shard for end, shard in self.shards.items() if f".{name}".endswith(f".{end}")), None)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import change, plain, senders, tuned
+from distributed_runs import run_ranks
+from models import change, logits, plain, senders, tuned
 
 from neuroada.errors import UserError
-from neuroada.sync import ModelWeights, Receiver, Shard
+from neuroada.sync import FolderTransport, ModelWeights, Receiver, Sender, Shard, follow, publish
 
 ROWS, COLUMNS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), ("o_proj", "down_proj")
 
@@ -56,3 +57,23 @@ def test_shards_that_do_not_divide_or_are_not_named(base_folder: Path) -> None:
         Receiver(ModelWeights(plain(base_folder), shards(0, 3))).apply(message)
     with pytest.raises(UserError, match="give `shards`"):
         Receiver(ModelWeights(shard_of(base_folder, torch.float32, 0, 2))).apply(message)
+
+
+def test_a_model_that_transformers_splits(base_folder: Path, tmp_path: Path) -> None:
+    """`tp_plan="auto"` on two ranks; the logits are summed over ranks, in another order than one process's."""
+    trainer, expected = tuned(base_folder), plain(base_folder)
+    change(trainer, 1)
+    sender, folder = Sender(trainer), tmp_path / "messages"
+    publish(sender, FolderTransport(folder))
+    follow(Receiver(ModelWeights(expected)), FolderTransport(folder))
+    argument = {"model": str(base_folder), "folder": str(folder)}
+    run_ranks(2, "sync/ranks_tensor_parallel.py", argument, tmp_path)
+    for rank in range(2):
+        said = torch.load(folder / f"{rank}.pt", weights_only=True)
+        assert said["version"] == 0
+        assert any("q_proj" in name for name in said["split"])
+        assert any("down_proj" in name for name in said["split"])
+        assert said["base back"]
+        for name, param in expected.named_parameters():
+            assert said["weights"][name].equal(param), name
+        torch.testing.assert_close(said["logits"], logits(trainer))
