@@ -129,7 +129,7 @@ def decode(data: bytes | bytearray, limit: int = MAX_BYTES) -> Message:
         raise SyncError(f"message of {len(data)} bytes: at most {limit} are read; raise the limit or send more parts")
     try:
         return _decode(data if isinstance(data, bytearray) else bytearray(data))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, SyncError):
             raise
         raise SyncError(f"message of {len(data)} bytes is damaged ({error}): have it sent again") from None
@@ -158,7 +158,7 @@ def _decode(data: bytearray) -> Message:
     offset = 0
     for name, entry in head.items():
         dtype, shape, (first, last) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        if len(shape) != 2 or min(shape) < 0 or first != offset:
+        if len(shape) != 2 or not all(0 <= size < 1 << 40 for size in shape) or first != offset:
             raise ValueError(f"{name} is not where it should be")
         if last - first != math.prod(shape) * dtype.itemsize or start + last > len(data):
             raise ValueError(f"{name} is shorter than its shape")

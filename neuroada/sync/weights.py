@@ -18,9 +18,14 @@ class _Part:
     """One module's entries of one part of the adapter, [rows, k] of which n lie here, and the base values [n]."""
 
     shape: torch.Size
-    weight: torch.Tensor
+    param: torch.Tensor
     entries: Entries
     base: torch.Tensor
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """As it stands here now: `model.to` gives a parameter another tensor."""
+        return _stored(self.param)
 
     def write(self, values: torch.Tensor) -> None:
         write(self.weight, self.entries.flat, values)
@@ -43,6 +48,7 @@ class ModelWeights:
 
     def load(self, parts: list[Message]) -> None:
         check_rows(parts)
+        self._check_parameters()
         before = {key: read(part.weight, part.entries.flat) for key, part in self._parts.items()}
         self._write_base()
         try:
@@ -59,6 +65,7 @@ class ModelWeights:
         self.write(parts)
 
     def write(self, parts: list[Message]) -> None:
+        self._check_parameters()
         values_here: list[tuple[_Part, torch.Tensor]] = []
         for (number, name), part in self._parts.items():
             values = parts[number].values.get(name)
@@ -69,8 +76,16 @@ class ModelWeights:
             part.write(part.entries.choose(values))
 
     def restore(self) -> None:
+        self._check_parameters()
         self._write_base()
         self._parts = {}
+
+    def _check_parameters(self) -> None:
+        """That the parameters are still those whose entries were found: another tensor would be changed unseen."""
+        for (_, name), part in self._parts.items():
+            weight = part.weight
+            if self._parameter(name) is not part.param or weight.device != part.base.device or not _flat(weight):
+                raise WrongBase(f"{name}.weight was replaced or moved since its state came: make a new receiver")
 
     def _write_base(self) -> None:
         for part in self._parts.values():
@@ -78,11 +93,13 @@ class ModelWeights:
 
     def _place(self, name: str, module: Module, idx_bytes: torch.Tensor, base: torch.Tensor) -> _Part:
         """Find a module's entries in this model, and hold its base values against the trainer's."""
-        weight, rows, columns = self._local(name, module.shape)
+        rows, columns = self._bounds(name, module.shape)
+        param = self._parameter(name)
+        weight = _stored(param)
         if weight.dtype != base.dtype:
             raise WrongBase(f"{name}.weight is {weight.dtype} here, {base.dtype} at the trainer: load it in that dtype")
-        if not weight.is_contiguous():
-            raise WrongBase(f"{name}.weight is not contiguous here: it cannot be changed in place")
+        if not _flat(weight):
+            raise WrongBase(f"{name}.weight is offloaded or not contiguous here: it cannot be changed in place")
         idx = unpack_indices(idx_bytes)
         check_columns(name, idx, module.shape[1])
         entries = locate(idx.to(weight.device), module.first, rows, columns)
@@ -90,29 +107,39 @@ class ModelWeights:
         expected = entries.choose(base.to(weight.device))
         if not own.view(torch.uint8).equal(expected.contiguous().view(torch.uint8)):
             raise WrongBase(f"{name}.weight: other base weights than the trainer's; load the base model it trains")
-        return _Part(base.shape, weight, entries, own)
+        return _Part(base.shape, param, entries, own)
 
-    def _local(self, name: str, shape: tuple[int, int]) -> tuple[torch.Tensor, slice, slice]:
-        """The weight as it stands here, and which rows and columns of the whole one, of `shape` [out, in], it is."""
-        try:
-            param: torch.Tensor = self.model.get_submodule(name).weight  # type: ignore[assignment]
-        except AttributeError:
-            raise WrongBase(f"{name}: this model has no such Linear; load the base model that is trained") from None
+    def _bounds(self, name: str, shape: tuple[int, int]) -> tuple[slice, slice]:
+        """Which rows and columns of a weight of `shape` [out, in] stand here."""
+        param, shard = self._parameter(name), self._shard(name)
         if isinstance(param, DTensor):
             sizes, starts = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
             rows, columns = (slice(start, start + size) for start, size in zip(starts, sizes, strict=True))
-            weight, here = param.to_local(), tuple(param.shape)
         else:
-            rows, columns = block(name, shape, self._shard(name))
-            weight, here = param.data, tuple(param.shape)
-            if self._shard(name) is not None:
+            rows, columns = block(name, shape, shard)
+            if shard is not None:
                 shape = (rows.stop - rows.start, columns.stop - columns.start)
-        if here != shape:
+        if tuple(param.shape) != shape:
+            here = tuple(param.shape)
             raise WrongBase(f"{name}.weight is {here} here instead of {shape}; give `shards` if it is a shard of it")
-        return weight.detach(), rows, columns
+        return rows, columns
+
+    def _parameter(self, name: str) -> torch.Tensor:
+        try:
+            return self.model.get_submodule(name).weight  # type: ignore[return-value]
+        except AttributeError:
+            raise WrongBase(f"{name}: this model has no such Linear; load the base model that is trained") from None
 
     def _shard(self, name: str) -> Shard | None:
         return next((shard for end, shard in self.shards.items() if f".{name}".endswith(f".{end}")), None)
+
+
+def _stored(param: torch.Tensor) -> torch.Tensor:
+    return param.to_local().detach() if isinstance(param, DTensor) else param.data
+
+
+def _flat(weight: torch.Tensor) -> bool:
+    return weight.is_contiguous() and not weight.is_meta
 
 
 def check_rows(parts: list[Message]) -> None:

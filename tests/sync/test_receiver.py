@@ -158,3 +158,18 @@ def test_a_write_that_fails_half_way_needs_a_state(base_folder: Path, monkeypatc
     change(trainer, 3)
     receiver.apply(sender.message(state=True))
     assert logits(engine).equal(logits(trainer))
+
+
+def test_a_model_that_was_moved_or_replaced_is_not_changed_unseen(base_folder: Path) -> None:
+    trainer, engine = tuned(base_folder), plain(base_folder)
+    receiver, sender = Receiver(ModelWeights(engine)), Sender(trainer)
+    receiver.apply(sender.message())
+    layer = engine.model.layers[0].mlp.up_proj
+    layer.weight.data = layer.weight.data.clone()  # as `model.to` does
+    change(trainer, 1)
+    receiver.apply(sender.message())
+    assert logits(engine).equal(logits(trainer))
+    layer.weight = torch.nn.Parameter(layer.weight.data)
+    with pytest.raises(WrongBase, match=r"up_proj.*make a new receiver"):
+        receiver.apply(sender.message())
+    assert receiver.version == 1
