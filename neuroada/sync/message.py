@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from neuroada.errors import UserError
+from neuroada.files.reading import parse_json
 
 FORMAT = 1
 MAX_BYTES = 4 << 30
@@ -138,7 +139,7 @@ def decode(data: bytes | bytearray, limit: int = MAX_BYTES) -> Message:
 def peek(data: bytes | bytearray) -> Header:
     """The header of a message that this process made itself, without a look at the rest."""
     head, _ = _read_head(data)
-    return _read_header(json.loads(head[_METADATA][_HEADER]))
+    return _read_header(head[_METADATA][_HEADER])
 
 
 def _read_head(data: bytes | bytearray) -> tuple[dict[str, Any], int]:
@@ -146,14 +147,14 @@ def _read_head(data: bytes | bytearray) -> tuple[dict[str, Any], int]:
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 + size or size > MAX_HEADER_BYTES:
         raise ValueError("its end is missing")
-    return json.loads(bytes(data[8 : 8 + size])), 8 + size
+    return parse_json(bytes(data[8 : 8 + size]).decode(), "its header", "have it sent again"), 8 + size
 
 
 def _decode(data: bytearray) -> Message:
     head, start = _read_head(data)
     metadata = head.pop(_METADATA)
     _check_sum(data, start, metadata[_CHECKSUM])
-    header = _read_header(json.loads(metadata[_HEADER]))
+    header = _read_header(metadata[_HEADER])
     found: dict[str, dict[str, torch.Tensor]] = {"values": {}, "idx": {}, "base": {}}
     offset = 0
     for name, entry in head.items():
@@ -184,7 +185,8 @@ def _check_sum(data: bytearray, start: int, checksum: str) -> None:
         raise ValueError("its checksum differs")
 
 
-def _read_header(fields: dict[str, Any]) -> Header:
+def _read_header(text: str) -> Header:
+    fields = parse_json(text, "its header", "have it sent again")
     modules = fields.pop("modules")
     header = Header(**fields)
     if header.format != FORMAT:

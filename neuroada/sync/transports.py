@@ -7,13 +7,15 @@ import os
 import re
 import secrets
 from collections import deque
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 
+from neuroada.errors import UserError
+from neuroada.files.atomic import replacing
+from neuroada.files.reading import open_regular
 from neuroada.sync.message import MAX_BYTES, SyncError, peek
 from neuroada.sync.receiver import Receiver
 from neuroada.sync.sender import Sender
@@ -133,8 +135,12 @@ class FolderTransport:
                 continue
             self._seen[stream] = version
             for file in files:
-                with suppress(FileNotFoundError):  # removed meanwhile: the receiver sees the gap, and asks
+                try:
                     messages.append(read_file(self.folder / file.name, self.limit))
+                except UserError as error:
+                    if not isinstance(error.__cause__, FileNotFoundError):
+                        raise
+                    break  # removed meanwhile: the receiver sees the gap, and asks
         return messages
 
     def ask(self) -> None:
@@ -166,19 +172,15 @@ class _File(NamedTuple):
 
 def write_file(path: Path, data: bytes | bytearray) -> None:
     """Write under a temporary name, and rename: a reader sees all of a file or none."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_file(path: Path, limit: int = MAX_BYTES) -> bytearray:
     """A message's bytes; of a file longer than `limit` one byte more than that, which `decode` refuses."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         data = bytearray(min(os.fstat(file.fileno()).st_size, limit + 1))
-        return data[: file.readinto(data)]
+        return data[: file.readinto(data)]  # type: ignore[attr-defined]
 
 
 class DistributedTransport:

@@ -8,16 +8,15 @@ reads the messages from a folder, and patches flat indices and absolute values t
 knows vLLM's packed and sharded layouts. The trainer calls `publish_to_vllm`. An older version takes `WorkerExtension`.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from neuroada.errors import UserError
+from neuroada.files.tensors import open_tensors, weight_files
 from neuroada.ops import unpack_indices
 from neuroada.sync.message import Message, SyncError, WrongBase
 from neuroada.sync.receiver import Receiver
@@ -177,18 +176,15 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        index = folder / "model.safetensors.index.json"
-        self._map = json.loads(index.read_text())["weight_map"] if index.is_file() else None
+        self._tensors = weight_files(folder, "vLLM's model = ")
 
     def read(self, module: str, shape: tuple[int, int]) -> torch.Tensor:
         """A module's weight [out, in], in the file's dtype. WrongBase where there is none of that shape."""
-        name = f"{module}.weight"
-        path = self.folder / ("model.safetensors" if self._map is None else self._map.get(name, "absent"))
-        if path.is_file():
-            with safe_open(path, framework="pt") as file:
-                if name in file.keys() and tuple(file.get_slice(name).get_shape()) == shape:  # noqa: SIM118
-                    return file.get_tensor(name)
-        raise WrongBase(f"{name}: {self.folder} has no such tensor of {shape}: start vLLM on the trainer's base model")
+        found = self._tensors.get(f"{module}.weight")
+        if found is None or found.shape != shape:
+            raise WrongBase(f"{module}.weight: {self.folder} has none of shape {shape}: serve the trainer's base model")
+        with open_tensors(found.file) as file:
+            return file.get_tensor(found.name)
 
     def entries(self, module: str, shape: tuple[int, int], idx: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Its values at idx [out, k], in `dtype`."""
