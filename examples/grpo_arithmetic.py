@@ -26,7 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 from neuroada import NeuroAdaConfig
 from neuroada.sync.trl import Rollouts
 from neuroada.tasks.arithmetic import generate
-from neuroada.tasks.prompts import instruction_template
+from neuroada.tasks.prompts import instruction_line
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 GENERATIONS, PROMPTS = 8, 4  # of each prompt, and prompts a step
@@ -46,7 +46,7 @@ def exact(completions: list[str], answer: list[str], **_: Any) -> list[float]:
 
 def problems(split: str, count: int, skip: int = 0) -> Dataset:
     examples = generate(split)[skip : skip + count]
-    return Dataset.from_list([{"prompt": instruction_template(one), "answer": one["answer"]} for one in examples])
+    return Dataset.from_list([{"prompt": instruction_line(one), "answer": one["answer"]} for one in examples])
 
 
 @torch.no_grad()
