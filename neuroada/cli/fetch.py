@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from neuroada.sources.datasets import SUITES, fetch_data
-from neuroada.sources.models import GENERATED, MODELS, fetch_model
+from neuroada.sources.models import ABOUT, fetch_model
 
 
 def main(argv: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     model = kinds.add_parser(
         "model",
         help="a small pretrained model, as a Hugging Face folder",
-        epilog="models:\n" + "\n".join(f"  {name:14} {entry.about}" for name, entry in {**MODELS, **GENERATED}.items()),
+        epilog="models:\n" + "\n".join(f"  {name:14} {about}" for name, about in ABOUT.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     model.add_argument("name")

@@ -55,10 +55,10 @@ def main(argv: list[str]) -> None:
 
         done = unmerge(args.model, args.out, progress=not args.json)
     else:
-        source, revision = base_of(args.adapter) if args.base_model is None else (args.base_model, None)
-
         from neuroada.hf.tensor_files import resolve
-        from neuroada.offline.merge import merge
+        from neuroada.offline.merge import base_of, merge
+
+        source, revision = base_of(args.adapter) if args.base_model is None else (args.base_model, None)
 
         base = resolve(source, "--base-model", revision)
         options = {"keep_base": args.keep_base, "verify": args.verify, "progress": not args.json}
@@ -68,16 +68,3 @@ def main(argv: list[str]) -> None:
     else:
         for name, value in done.items():
             print(f"{name:17} {value}" if isinstance(value, str | bool) else f"{name:17} {value:,}")
-
-
-def base_of(adapter: Path) -> tuple[str, str | None]:
-    """(folder or hub id, revision) of the base model that an adapter names."""
-    path = adapter / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text())
-        source, revision = config["base_model_name_or_path"], config.get("revision")
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not JSON with a base_model_name_or_path; give --base-model") from None
-    if not source:
-        raise UserError(f"{path}: base_model_name_or_path is empty; give --base-model")
-    return source, revision

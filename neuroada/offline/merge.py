@@ -14,7 +14,7 @@ from neuroada.adapter.config import NeuroAdaType
 from neuroada.adapter.fingerprint import checksum
 from neuroada.adapter.names import match
 from neuroada.errors import UserError
-from neuroada.files import StoredTensor
+from neuroada.files import StoredTensor, read_json
 from neuroada.hf.tensor_files import FLOATS, Checkpoint
 from neuroada.offline.module_weights import merge_whole, verify_logits
 from neuroada.offline.output import companions, copy_companions, new_folder
@@ -138,6 +138,18 @@ def merge(
         base_fingerprint="same" if expected else "not recorded in the adapter",
         verified=verify,
     )
+
+
+def base_of(adapter: Path) -> tuple[str, str | None]:
+    """(folder or hub id, revision) of the base model that an adapter names."""
+    path = adapter / "adapter_config.json"
+    config = read_json(path, remedy="give a trained adapter's folder")
+    if not isinstance(config, dict) or "base_model_name_or_path" not in config:
+        raise UserError(f"{path}: not JSON with a base_model_name_or_path; give --base-model")
+    source, revision = config["base_model_name_or_path"], config.get("revision")
+    if not source:
+        raise UserError(f"{path}: base_model_name_or_path is empty; give --base-model")
+    return source, revision
 
 
 def unmerge(model: Path, out: Path, *, progress: bool = False) -> dict[str, Any]:

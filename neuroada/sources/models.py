@@ -54,10 +54,13 @@ class GeneratedModel:
     make: Callable[[Path], object]
 
 
-GENERATED = {
+GENERATED: dict[str, GeneratedModel] = {
     "tiny": GeneratedModel("a random 2-layer Llama, one token a byte: for tests and a first look", make_tiny),
     "tiny-encoder": GeneratedModel("a random 2-layer RoBERTa, one token a byte", make_tiny_encoder),
 }
+
+ABOUT = {name: model.about for name, model in MODELS.items()} | {name: model.about for name, model in GENERATED.items()}
+"""Every model's name, and what it is."""
 
 
 def fetch_model(name: str, out: Path | None = None, source: Path | None = None) -> Path:
