@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from neuroada.config import reference
 from neuroada.config.recipe import load_recipe
 from neuroada.evaluation.source import resolve_tasks
 from neuroada.sources.datasets import SUITES
@@ -79,3 +80,11 @@ def test_a_command_of_the_docs_is_understood(page: str, command: str, monkeypatc
     if script == "launch/fetch.py":
         sets = {name for members in SUITES.values() for name in members}
         assert found.name in (MODELS if found.kind == "model" else {*SUITES, *sets})
+
+
+def test_the_table_of_every_field_is_the_schemas() -> None:
+    """`python -m neuroada.config.reference` prints it."""
+    page = (REPOSITORY / "docs" / "recipes.md").read_text()
+    held = page.partition("<!-- fields: begin -->\n")[2].partition("\n<!-- fields: end -->")[0]
+    assert held == reference.table()
+    assert all(meaning for *_, meaning in reference.fields())

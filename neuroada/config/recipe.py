@@ -16,7 +16,10 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-FREE = {"train": {"micro_batch_size", "packing", "activation_checkpointing", "log_every", "step_timeout_minutes"}}
+FREE = {
+    "adapter": {"kernel"},
+    "train": {"micro_batch_size", "packing", "activation_checkpointing", "log_every", "step_timeout_minutes"},
+}
 """What may change when a run is resumed: how a step is computed, not what it learns."""
 
 
@@ -44,6 +47,10 @@ class Adapter(Section):
     )
     rank: Positive = Field(default=8, description="of lora; of shira, which then has as many trainable parameters")
     sparsity: Fraction = Field(default=0.99, description="of supertuning: the share of each weight that stays frozen")
+    kernel: Literal["auto", "triton", "dense"] = Field(
+        default="auto",
+        description="of neuroada on GPUs, for the deltas' gradient; auto: what rank 0 finds faster, on all ranks",
+    )
     trainable_dtype: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of the weights that full and masked train, and of their moments"
     )
@@ -58,7 +65,7 @@ class Optimizer(Section):
     """AdamW, betas (0.9, 0.999), eps 1e-8, as published."""
 
     lr: Annotated[float, Field(gt=0)] = Field(description="the highest learning rate, after the warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="AdamW's, of the trainable parameters")
     warmup_ratio: Fraction = Field(default=0.0, description="of all steps, linear from 0")
     schedule: Literal["linear", "constant"] = Field(
         default="linear", description="after the warm-up: linear to 0 at the last step, or constant"
@@ -71,7 +78,7 @@ class Optimizer(Section):
 class Train(Section):
     """How long, on how much at once, in which numbers."""
 
-    epochs: Annotated[float, Field(gt=0)] = 3
+    epochs: Annotated[float, Field(gt=0)] = Field(default=3, description="passes over the training set")
     max_steps: Positive | None = Field(default=None, description="ends the run, and its schedule, earlier")
     global_batch_size: Positive = Field(
         default=16, description="sequences of an optimizer step, whatever the world size"
@@ -86,7 +93,7 @@ class Train(Section):
     dtype: Literal["bf16", "fp32"] = Field(
         default="bf16", description="of the frozen weights and of the compute; deltas are fp32"
     )
-    seed: int = 42
+    seed: int = Field(default=42, description="of the order of the data, of dropout and of random choices")
     held_out: Annotated[int, Field(ge=0)] = Field(
         default=0, description="training questions left out, twice: as validation set and as test set"
     )
@@ -100,7 +107,7 @@ class Train(Section):
 class Checkpoint(Section):
     """Portable checkpoints: any engine and world size goes on from any other's."""
 
-    every_steps: Positive = 200
+    every_steps: Positive = Field(default=200, description="steps from one checkpoint to the next")
     keep: Positive = Field(default=2, description="the newest checkpoints that are not removed")
     resume: Literal["auto", "never"] = Field(
         default="auto", description="auto: from output_dir's newest whole checkpoint"
@@ -132,7 +139,7 @@ class Evaluate(Section):
 class Recipe(Section):
     model: str = Field(description="hub id or folder")
     task: str = Field(description="what to train on: a row of the task table, see docs/tasks.md")
-    data_dir: str = Field(default="data", description="holds <name>/{train,test}.json")
+    data_dir: str = Field(default="data", description="the folder that holds `NAME/train.json` and `NAME/test.json`")
     adapter: Adapter
     optimizer: Optimizer
     train: Train = Train()
