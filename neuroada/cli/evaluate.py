@@ -9,6 +9,7 @@ Cut off? The same command goes on where it stopped.
 import argparse
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
 from neuroada.errors import UserError
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> None:
     results = evaluate(arguments, source, tasks, world_size)
     if os.environ.get("RANK", "0") != "0":
         return
+    refresh_report(Path(arguments.out or source.default_out()))
     if arguments.json:
         print(to_json(results), end="")
         return
@@ -73,6 +75,16 @@ def main(argv: list[str]) -> None:
     for note in notes(results):
         console.print(note)
     console.print(f"written to {arguments.out or source.default_out()}")
+
+
+def refresh_report(out: Path) -> None:
+    """Show the new scores in report.html of the run they belong to: `out` is its folder, or base/ in it."""
+    from neuroada.reporting import write_report
+
+    for folder in (out, out.parent):
+        if (folder / "metrics.jsonl").is_file() and (folder / "recipe.yaml").is_file():
+            write_report(folder)
+            return
 
 
 def evaluate(arguments: argparse.Namespace, source, tasks, world_size: int) -> dict:
