@@ -42,6 +42,10 @@ test-long: setup
 baseline compare-baseline: setup
 	$(BIN)/python benchmarks/baseline.py $(if $(filter baseline,$@),record,compare)
 
+# The pages of docs/ with the API reference from the docstrings, into build/site.
+docs: setup
+	$(BIN)/mkdocs build --quiet
+
 bench: setup
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/sampled_gradient.py
