@@ -64,9 +64,8 @@ class ChatTemplate:
                 messages, tools=tools, chat_template=self.template, tokenize=False, add_generation_prompt=prompt
             )
         except (jinja2.TemplateError, TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
-            raise RowError(
-                f"the chat template fails: {str(error).splitlines()[0] if str(error) else error!r}"
-            ) from None
+            reason = str(error).strip("'") or type(error).__name__  # a KeyError's text is quoted
+            raise RowError(f"the chat template fails: {reason.splitlines()[0]}") from None
 
     def sequences(self, chat: Chat) -> list[Rendered]:
         """The chat as one sequence, with a range for every assistant turn after the given ones; or, where the template

@@ -16,6 +16,7 @@ from neuroada.data.schema import Data
 from neuroada.data.summary import Summary
 
 LEARNT, MASKED, CUT = "bold green", "dim", "red"
+_BRACKETS = {LEARNT: ("«", "»"), MASKED: ("", ""), CUT: ("~~", "~~")}
 _NOTES = {
     "truncated": "examples cut at their end, at train.max_length tokens",
     "split": "examples divided into several sequences",
@@ -24,20 +25,27 @@ _NOTES = {
 }
 
 
-def coloured(tokens: Tokens, tokenizer: Any, kept: int) -> Text:
-    """The text of a sequence: learnt tokens in bold green, read ones dimmed, those from position `kept` on in red."""
+def coloured(tokens: Tokens, tokenizer: Any, kept: int, colours: bool = True) -> Text:
+    """The text of a sequence: learnt tokens in bold green, read ones dimmed, those from position `kept` on in red.
+
+    Without colours (a file, a pipe): learnt tokens stand in «», those that are left out in ~~.
+    """
     styles = [CUT if p >= kept else LEARNT if learnt else MASKED for p, learnt in enumerate(tokens.learnt.tolist())]
     said, start = Text(), 0
     for style, run in groupby(styles):
         end = start + len(list(run))
-        said.append(tokenizer.decode(tokens.ids[start:end].tolist()), style)
+        before, after = ("", "") if colours else _BRACKETS[style]
+        said.append(before + tokenizer.decode(tokens.ids[start:end].tolist()) + after, style)
         start = end
     return said
 
 
 def print_examples(encode: SourceEncoder, data: Data, examples: int, console: Console) -> None:
     """The first `examples` rows of every source, as the model will see them."""
-    console.print(Text.assemble(("learnt", LEARNT), "  ", ("read only", MASKED), "  ", ("left out", CUT)))
+    names = [(LEARNT, "learnt"), (MASKED, "read only"), (CUT, "left out")]
+    if not console.is_terminal:
+        names = [(style, _BRACKETS[style][0] + name + _BRACKETS[style][1]) for style, name in names]
+    console.print(Text("  ").join(Text(name, style) for style, name in names))
     for spec in data.datasets:
         for where, units in encode.first(spec, examples):
             for unit in units:
@@ -53,7 +61,7 @@ def _print_unit(where: str, unit: list[Tokens], encode: SourceEncoder, console: 
         longer = f", more than train.max_length = {limit} (excess_length: {excess})" if too_long else ""
         title = f"{where}{name}: {len(tokens)} tokens, {int(tokens.learnt.sum())} learnt{longer}"
         console.rule(Text(title), align="left")
-        console.print(coloured(tokens, encode.tokenizer, kept))
+        console.print(coloured(tokens, encode.tokenizer, kept, console.is_terminal))
 
 
 def print_summary(summary: Summary, console: Console) -> None:

@@ -1,8 +1,8 @@
 """From a path or a hub name to rows, one after the other: no source is ever held in memory whole.
 
-JSON is read object by object, so that a bad line is named and can be skipped, and nothing is added to a row. In a CSV all
-is text: a column of numbers, or the word NA, must reach the prompt as it stands. The rest is read by `datasets`, which
-executes nothing that a data set brings (its loading scripts are gone since 4.0).
+JSON is read object by object, so that a bad line is named and can be skipped, and nothing is added to a row. All of a
+CSV is text: a column of numbers, or the word NA, must reach the prompt as it stands. The rest is read by `datasets`,
+which executes nothing that a data set brings (its loading scripts are gone since 4.0).
 """
 
 from __future__ import annotations
@@ -274,8 +274,8 @@ def _read_json(file: Path, opened: Any) -> Iterator[Row]:
 def _read_lines(file: Path, start: str, opened: Any) -> Iterator[Row]:
     number = 0
     for line in opened:
-        line, start = start + line, ""
-        if not line.strip():
+        line, start = (start + line).rstrip(), ""
+        if not line:
             continue
         number += 1
         where = f"{file}, row {number}"

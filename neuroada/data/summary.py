@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from neuroada.data.prepare import Prepared
+from neuroada.data.preparation import Prepared
 
 _SAMPLED_BATCHES = 64
 
