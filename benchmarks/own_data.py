@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-WORDS = "the sum of twelve and thirty four is forty six because ten more than two makes a dozen".split()
+WORDS = ["the", "sum", "of", "twelve", "and", "thirty", "four", "is", "forty", "six", "because", "ten", "more", "than"]
 
 
 def write_rows(path: Path, rows: int, chat: bool) -> None:
