@@ -31,21 +31,22 @@ def write_rows(path: Path, rows: int, chat: bool) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def measure(path: Path, model: str, packing: str, results: multiprocessing.Queue) -> None:
+def measure(path: Path, model: str, fill: bool, results: multiprocessing.Queue) -> None:
     from transformers import AutoTokenizer
 
-    from neuroada.data import Data, prepare
-    from neuroada.data.collate import collate
+    from neuroada.config.data import Data
+    from neuroada.data import prepare
+    from neuroada.objectives.micro_batch import collate_sequences
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    data = Data.model_validate({"datasets": [{"path": str(path)}], "packing": packing})
-    prepared = prepare(data, tokenizer, 512, seed=0, cache_dir=path.parent / "cache")
+    data = Data.model_validate({"datasets": [{"path": str(path)}]})
+    prepared = prepare(data, tokenizer, 512, seed=0, cache_dir=path.parent / "cache", fill=fill)
     ready = time.perf_counter() - start
     for step in range(200):
         for item in prepared.train.batch(step, 128):
-            collate(prepared.train.sequences(int(item)), True, 0)
+            collate_sequences(prepared.train.sequences(int(item)), True, 0)
     seconds = time.perf_counter() - start - ready
     above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     results.put((ready, seconds / 200, above, int(prepared.train.lengths.sum())))
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--format", choices=["chat", "prompt_completion"], default="chat")
-    parser.add_argument("--packing", default="fill")
+    parser.add_argument("--fill", action="store_true")
     args = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +66,7 @@ def main() -> None:
         print(f"{args.rows:,} rows, {path.stat().st_size / 1e6:,.0f} MB of JSONL")
         for name in ("encodes", "finds them encoded"):
             results = context.Queue()
-            process = context.Process(target=measure, args=(path, args.model, args.packing, results))
+            process = context.Process(target=measure, args=(path, args.model, args.fill, results))
             process.start()
             ready, step, above, tokens = results.get()
             process.join()

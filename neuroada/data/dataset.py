@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -46,6 +47,29 @@ class TokenData:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @cached_property
+    def units(self) -> np.ndarray:
+        """[items] int64: units of each item; of preference data, pairs."""
+        return np.concatenate([np.diff(part.offsets) for part in self.parts])
+
+    @cached_property
+    def chosen_tokens(self) -> np.ndarray:
+        """[items] int64, of preference data: tokens of the chosen answers of each item."""
+        return np.concatenate([part.sums(part.store.learnt_counts[::2].astype(np.int64)) for part in self.parts])
+
+    def __str__(self) -> str:
+        """How many, and what was left out."""
+        sequences = sum(len(part.members) * part.store.facts.unit for part in self.parts)
+        said = [
+            f"{sequences:,} sequences, {int(self.lengths.sum()):,} tokens, {int(self.num_answer_tokens.sum()):,} learnt"
+        ]
+        for part in self.parts:
+            facts = part.store.facts
+            said += [f"{count:,} {why}" for why, count in facts.dropped.items()]
+            counted = {"truncated": facts.truncated, "divided": facts.split, "bad rows skipped": facts.skipped}
+            said += [f"{count:,} {what}" for what, count in counted.items() if count]
+        return "; ".join(said)
 
     def sequences(self, item: int) -> list[Tokens]:
         """The sequences of an item, in order; of a preference pair the chosen one first. Views of the files."""

@@ -12,10 +12,10 @@ from typing import Any
 
 from filelock import FileLock
 
+from neuroada.config.data import Data, Dataset
 from neuroada.data.chat import ChatTemplate, Rendered
 from neuroada.data.encoding import Encoder, Tokens
 from neuroada.data.formats import RowError, RowReader, make_reader
-from neuroada.data.schema import Data, Dataset
 from neuroada.data.sources import Source, find_source
 from neuroada.data.storage import LISTED, Facts, Store, Writer
 from neuroada.errors import UserError

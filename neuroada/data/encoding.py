@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from neuroada.config.data import Data
 from neuroada.data.chat import ChatTemplate, Rendered
 from neuroada.data.formats import Chat, Completion, Example, Preference, RowError, Text
-from neuroada.data.schema import Data
 from neuroada.errors import UserError
 
 

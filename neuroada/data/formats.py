@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from neuroada.data.schema import Dataset, Roles
+from neuroada.config.data import Dataset, Roles
 from neuroada.errors import UserError
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from neuroada.config.data import Data
 from neuroada.data.dataset import TokenData, hold_out, make_parts
 from neuroada.data.encode_source import SourceEncoder, digest
 from neuroada.data.mixing import Order, shares
-from neuroada.data.schema import Data
 from neuroada.data.storage import Facts, Store
 from neuroada.errors import UserError
 
@@ -35,17 +35,24 @@ class Prepared:
 
 
 def prepare(
-    data: Data, tokenizer: Any, max_length: int, seed: int, cache_dir: Path, needed: int | None = None
+    data: Data,
+    tokenizer: Any,
+    max_length: int,
+    seed: int,
+    cache_dir: Path,
+    fill: bool = False,
+    needed: int | None = None,
 ) -> Prepared:
     """Encode all sources, or find them encoded. UserError naming file, row and key where a row is wrong.
 
-    needed: of data.streaming, the units that the run's steps take from all sources together.
+    fill: whether an item is filled with as many units as max_length tokens hold. needed: of data.streaming, the units
+    that the run's steps take from all sources together.
     """
     encode = SourceEncoder(data, tokenizer, max_length, cache_dir)
     found = _streams(data, encode, needed) if data.streaming else [encode(spec) for spec in data.datasets]
     stores, identities = [store for store, _ in found], [identity for _, identity in found]
     pairs = _check_formats(data, stores)
-    budget = max_length if data.packing == "fill" else None
+    budget = max_length if fill else None
     used: list[np.ndarray | None] = [None] * len(stores)
     validation = None
     if data.validation.own_source:
@@ -58,7 +65,7 @@ def prepare(
             raise UserError(f"data.datasets: {spec.path}: nothing is left to learn from ({_lost(part.store.facts)})")
     weights = tuple(spec.weight or 1.0 for spec in data.datasets) if data.mix == "interleave" else None
     order = Order(tuple(map(len, parts)), seed, weights, STREAM_BLOCK if data.streaming else None)
-    decided = [identities, weights, data.packing, data.validation.size if validation else 0]
+    decided = [identities, weights, fill, data.validation.size if validation else 0]
     return Prepared(TokenData(parts, order), validation, stores, digest(decided), pairs)
 
 

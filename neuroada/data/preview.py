@@ -12,7 +12,6 @@ from rich.text import Text
 
 from neuroada.data.encode_source import SourceEncoder
 from neuroada.data.encoding import Tokens
-from neuroada.data.schema import Data
 from neuroada.data.summary import Summary
 
 LEARNT, MASKED, CUT = "bold green", "dim", "red"
@@ -40,13 +39,13 @@ def coloured(tokens: Tokens, tokenizer: Any, kept: int, colours: bool = True) ->
     return said
 
 
-def print_examples(encode: SourceEncoder, data: Data, examples: int, console: Console) -> None:
+def print_examples(encode: SourceEncoder, examples: int, console: Console) -> None:
     """The first `examples` rows of every source, as the model will see them."""
     names = [(LEARNT, "learnt"), (MASKED, "read only"), (CUT, "left out")]
     if not console.is_terminal:
         names = [(style, _BRACKETS[style][0] + name + _BRACKETS[style][1]) for style, name in names]
     console.print(Text("  ").join(Text(name, style) for style, name in names))
-    for spec in data.datasets:
+    for spec in encode.data.datasets:
         for where, units in encode.first(spec, examples):
             for unit in units:
                 _print_unit(where, unit, encode, console)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from neuroada.data.schema import Dataset
+from neuroada.config.data import Dataset
 from neuroada.errors import UserError
 
 _JSON = (".json", ".jsonl", ".ndjson")

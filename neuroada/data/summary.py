@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
+from neuroada.data.encoding import Tokens
 from neuroada.data.preparation import Prepared
 
 _SAMPLED_BATCHES = 64
@@ -50,6 +52,16 @@ def summarise(prepared: Prepared, paths: list[str], batch_size: int, micro_batch
         held_out=sum(len(part.members) for part in prepared.validation.parts) if prepared.validation else 0,
         padding=_padding(lengths, batch_size, micro_batch_size),
     )
+
+
+def runs_of_text(tokens: Tokens, tokenizer: Any) -> list[tuple[str, bool]]:
+    """A sequence as pieces of text, with whether each is learnt."""
+    pieces, start = [], 0
+    for learnt, run in groupby(tokens.learnt.tolist()):
+        end = start + len(list(run))
+        pieces.append((tokenizer.decode(tokens.ids[start:end].tolist()), bool(learnt)))
+        start = end
+    return pieces
 
 
 def _sequence_lengths(prepared: Prepared) -> np.ndarray:

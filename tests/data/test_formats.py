@@ -2,8 +2,8 @@
 
 import pytest
 
+from neuroada.config.data import Dataset
 from neuroada.data.formats import Chat, Completion, Preference, RowError, Text, make_reader
-from neuroada.data.schema import Dataset
 from neuroada.errors import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from chat_tokenizers import FAMILIES, build_tokenizer
 
+from neuroada.config.data import Data
 from neuroada.data.chat import ChatTemplate
 from neuroada.data.encoding import Encoder
 from neuroada.data.formats import Chat, Completion, RowError, Text
-from neuroada.data.schema import Data
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -6,21 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from neuroada.data.collate import IGNORED, collate
 from neuroada.data.encoding import Tokens
 from neuroada.data.mixing import Order
 from neuroada.data.packing import fill
-from neuroada.training.batches import global_batch
+from neuroada.objectives.micro_batch import collate_sequences
 
 
 def stream(order, start, steps, size):
     return np.concatenate([order.batch(step, size) for step in range(start, start + steps)])
-
-
-def test_one_source_is_the_order_of_a_task():
-    order = Order((37,), seed=3)
-    for step in range(20):
-        assert order.batch(step, 8).tolist() == global_batch(step, 8, 37, seed=3).tolist()
 
 
 def test_concatenated_every_item_once_an_epoch():
@@ -89,16 +82,16 @@ def some_sequences():
 @pytest.mark.parametrize("packed", [True, False])
 def test_targets_stand_where_their_token_is_predicted(packed):
     sequences = some_sequences()
-    batch = collate(sequences, packed, pad_id=0)
+    batch = collate_sequences(sequences, packed, pad_id=0)
     ids, keep = batch.inputs["input_ids"], batch.inputs["logits_to_keep"]
     assert ids.shape == ((1, 16) if packed else (3, 9)) and batch.tokens == 16
-    assert (batch.targets != IGNORED).sum() == sum(int(one.learnt.sum()) for one in sequences)
+    assert (batch.targets != -100).sum() == sum(int(one.learnt.sum()) for one in sequences)
     for row in range(len(ids)):
         for column, (place, target) in enumerate(zip(keep.tolist(), batch.targets[row].tolist(), strict=True)):
-            if target != IGNORED:
+            if target != -100:
                 assert ids[row, place + 1] == target
                 assert packed or batch.sequence[row, column] == row
-    found = [batch.targets[(batch.sequence == n) & (batch.targets != IGNORED)].tolist() for n in range(3)]
+    found = [batch.targets[(batch.sequence == n) & (batch.targets != -100)].tolist() for n in range(3)]
     assert found == [one.ids[one.learnt].tolist() for one in sequences]
     if packed:
         assert (batch.inputs["position_ids"] == 0).sum() == 3

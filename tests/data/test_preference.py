@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from neuroada.data.preference import dpo_loss, odds_ratio_loss, sequence_log_probs
+from neuroada.objectives.preference_losses import dpo_loss, odds_ratio_loss, sequence_log_probs
 
 
 def test_log_probs_of_each_sequence():
@@ -13,11 +13,11 @@ def test_log_probs_of_each_sequence():
     logits = torch.randn(2, 4, 11, dtype=torch.float64)
     targets = torch.tensor([[1, -100, 3, 4], [5, 6, -100, -100]])
     sequence = torch.tensor([[0, 0, 1, 1], [2, 2, 2, 2]])
-    sums, counts = sequence_log_probs(logits, targets, sequence, 4)
+    sums, counts = sequence_log_probs(logits, targets, sequence)
     log_probs = logits.log_softmax(-1)
-    expected = [log_probs[0, 0, 1], log_probs[0, 2, 3] + log_probs[0, 3, 4], log_probs[1, 0, 5] + log_probs[1, 1, 6], 0]
+    expected = [log_probs[0, 0, 1], log_probs[0, 2, 3] + log_probs[0, 3, 4], log_probs[1, 0, 5] + log_probs[1, 1, 6]]
     assert sums.tolist() == pytest.approx([float(value) for value in expected], rel=1e-6)
-    assert counts.tolist() == [1, 2, 2, 0]
+    assert counts.tolist() == [1, 2, 2]
 
 
 def test_dpo():

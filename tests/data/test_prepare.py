@@ -8,7 +8,8 @@ import pytest
 from chat_tokenizers import build_tokenizer
 from pydantic import ValidationError
 
-from neuroada.data import Data, prepare
+from neuroada.config.data import Data
+from neuroada.data import prepare
 from neuroada.errors import UserError
 
 
@@ -28,10 +29,10 @@ def pairs(n):
     return [{"prompt": f"What is {i}? ", "chosen": "Forty-six. " * (i % 3 + 1), "rejected": "No."} for i in range(n)]
 
 
-def run(tmp_path, tokenizer, *paths, max_length=256, seed=0, needed=None, **fields):
+def run(tmp_path, tokenizer, *paths, max_length=256, seed=0, needed=None, fill=False, **fields):
     datasets = [path if isinstance(path, dict) else {"path": path} for path in paths]
     data = Data.model_validate({"datasets": datasets, **fields})
-    return prepare(data, tokenizer, max_length, seed, tmp_path / "cache", needed)
+    return prepare(data, tokenizer, max_length, seed, tmp_path / "cache", fill, needed)
 
 
 def texts(data, tokenizer, items=None):
@@ -147,7 +148,7 @@ def test_interleaved_by_weight(tmp_path, tokenizer, write):
 
 def test_fill_packs_whole_examples(tmp_path, tokenizer, write):
     path = write(chats(60))
-    single, filled = run(tmp_path, tokenizer, path).train, run(tmp_path, tokenizer, path, packing="fill").train
+    single, filled = run(tmp_path, tokenizer, path).train, run(tmp_path, tokenizer, path, fill=True).train
     assert filled.lengths.max() <= 256 and filled.lengths.mean() > 0.9 * 256 * 0.9
     assert sorted(texts(single, tokenizer)) == sorted(texts(filled, tokenizer))
     assert filled.num_answer_tokens.sum() == single.num_answer_tokens.sum()
@@ -253,7 +254,6 @@ def test_no_template_and_no_rows(tmp_path, tokenizer, write):
         ({"datasets": [{"path": "a", "weight": 1}]}, "no effect with mix: concat"),
         ({"datasets": [{"path": "a", "type": "chats"}]}, "'chat'"),
         ({"datasets": [{"path": "a"}], "train_on": "all", "train_on_eos": "last"}, "no effect with train_on: all"),
-        ({"datasets": [{"path": "a"}], "streaming": True, "packing": "fill"}, "a stream's are not"),
         ({"datasets": [{"path": "a"}], "streaming": True, "validation": {"size": 3}}, "held out of a stream"),
         ({"datasets": [{"path": "a", "roles": {"user": ["x"], "assistant": ["x"]}}]}, "under both user and assistant"),
         ({"datasets": [{"path": "a"}], "shuffle": True}, "Extra inputs"),

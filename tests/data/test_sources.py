@@ -6,7 +6,7 @@ import json
 import datasets
 import pytest
 
-from neuroada.data.schema import Dataset
+from neuroada.config.data import Dataset
 from neuroada.data.sources import find_source
 from neuroada.errors import UserError
 

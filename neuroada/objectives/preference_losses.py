@@ -5,23 +5,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from neuroada.data.collate import IGNORED
-
 
 def sequence_log_probs(
-    logits: torch.Tensor, targets: torch.Tensor, sequence: torch.Tensor, sequences: int
+    logits: torch.Tensor, targets: torch.Tensor, sequence: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed log-probability of each sequence's learnt tokens, and how many those are: [sequences] fp32 and int64.
 
     logits [rows, positions, vocabulary]; targets [rows, positions] int64, -100 where there is no loss; sequence
-    [rows, positions] int64, the sequence of each position.
+    [rows, positions] int64, the sequence of each position; each sequence has a learnt token.
     """
-    scored = targets != IGNORED
+    scored = targets != -100
     chosen, owner = targets[scored], sequence[scored]
     values = logits[scored].float()
     log_probs = values.gather(1, chosen[:, None]).squeeze(1) - values.logsumexp(1)
-    sums = torch.zeros(sequences, device=logits.device).index_add(0, owner, log_probs)
-    return sums, torch.bincount(owner, minlength=sequences)
+    counts = torch.bincount(owner)
+    return torch.zeros(len(counts), device=logits.device).index_add(0, owner, log_probs), counts
 
 
 def dpo_loss(

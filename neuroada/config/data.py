@@ -2,14 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from neuroada.config.section import Section
 
 FormatName = Literal["chat", "prompt_completion", "alpaca", "text", "preference"]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, frozen=True)
 
 
 class Columns(Section):
@@ -100,8 +97,8 @@ class Data(Section):
     chat_template: str = Field(default="tokenizer", description="tokenizer: the model's own; or a .jinja file")
     train_on: Literal["assistant", "last_assistant", "completion", "all"] = Field(
         default="assistant",
-        description="tokens with a loss: every assistant turn, the last one, the completion (of a chat: all that "
-        "follows the first user turn's end), or all tokens; text is always trained on whole",
+        description="tokens with a loss: every assistant turn, the last one, the completion (of rows that have "
+        "one), or all tokens; text is always trained on whole",
     )
     train_on_eos: Literal["turn", "last", "none"] = Field(
         default="turn", description="end-of-turn tokens with a loss: of every trained turn, of the last one, or none"
@@ -110,11 +107,6 @@ class Data(Section):
         default="drop",
         description="an example longer than train.max_length tokens: left out, cut at its end, divided into several, "
         "or refused; text is always divided",
-    )
-    packing: Literal["none", "micro_batch", "fill"] = Field(
-        default="micro_batch",
-        description="none: rows are padded; micro_batch: sequences of a micro batch lie end to end; fill: the same, "
-        "and train.max_length tokens of sequences count as one of the batch",
     )
     mix: Literal["concat", "interleave"] = Field(
         default="concat", description="concat: every example once an epoch; interleave: sources by weight in every step"
@@ -136,8 +128,6 @@ class Data(Section):
             raise ValueError("datasets.weight has no effect with mix: concat; set mix: interleave, or drop the weights")
         if self.train_on == "all" and self.train_on_eos != "turn":
             raise ValueError("train_on_eos has no effect with train_on: all; leave it out")
-        if self.streaming and self.packing == "fill":
-            raise ValueError("packing: fill has to know all lengths, a stream's are not; choose micro_batch")
         if self.streaming and self.validation.size and not self.validation.own_source:
             raise ValueError("validation.size: nothing can be held out of a stream; set validation.split or path")
         kinds = {dataset.type == "preference" for dataset in self.datasets if dataset.type}
