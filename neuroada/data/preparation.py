@@ -52,6 +52,9 @@ def prepare(
     found = _streams(data, encode, needed) if data.streaming else [encode(spec) for spec in data.datasets]
     stores, identities = [store for store, _ in found], [identity for _, identity in found]
     pairs = _check_formats(data, stores)
+    for store, spec in zip(stores, data.datasets, strict=False):
+        if not len(store):
+            raise UserError(f"data.datasets: {spec.path}: nothing is left to learn from ({_lost(store.facts)})")
     budget = max_length if fill else None
     used: list[np.ndarray | None] = [None] * len(stores)
     validation = None
@@ -62,7 +65,7 @@ def prepare(
     parts = make_parts(stores, used, budget)
     for part, spec in zip(parts, data.datasets, strict=False):
         if not len(part):
-            raise UserError(f"data.datasets: {spec.path}: nothing is left to learn from ({_lost(part.store.facts)})")
+            raise UserError(f"data.datasets: {spec.path}: all of it is held out; lower data.validation.size")
     weights = tuple(spec.weight or 1.0 for spec in data.datasets) if data.mix == "interleave" else None
     order = Order(tuple(map(len, parts)), seed, weights, STREAM_BLOCK if data.streaming else None)
     decided = [identities, weights, fill, data.validation.size if validation else 0]
@@ -139,4 +142,4 @@ def _in_order(parts: list) -> TokenData:
 def _lost(facts: Facts) -> str:
     reasons = [f"{count:,} {reason}" for reason, count in facts.dropped.items()]
     reasons += [f"{facts.skipped:,} bad rows, the first: {facts.skipped_rows[0]}"] if facts.skipped else []
-    return f"{facts.rows:,} rows read; " + ("; ".join(reasons) or "all held out")
+    return f"{facts.rows:,} rows read; " + ("; ".join(reasons))
