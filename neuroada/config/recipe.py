@@ -173,22 +173,6 @@ class Recipe(Section):
     )
     provenance: str = Field(description="where the values come from: published, or extrapolated from what")
 
-    def share(self, world_size: int) -> int:
-        """Sequences of a step that each of `world_size` ranks computes. UserError where the batch does not divide."""
-        batch = self.train.global_batch_size
-        if batch % world_size:
-            ranks = max(n for n in range(1, world_size) if batch % n == 0)
-            raise UserError(
-                f"train.global_batch_size = {batch}: does not divide over {world_size} ranks; use {ranks} ranks, or a "
-                f"batch that {world_size} divides"
-            )
-        return batch // world_size
-
-    def micro_batch(self, world_size: int) -> int:
-        """Sequences in one forward pass: the most that divide a rank's share, up to train.micro_batch_size."""
-        share = self.share(world_size)
-        return max(n for n in range(1, min(share, self.train.micro_batch_size) + 1) if share % n == 0)
-
     @model_validator(mode="after")
     def _one_source(self) -> "Recipe":
         if (self.task is None) == (self.data is None):
@@ -217,6 +201,22 @@ class Recipe(Section):
     def trained_on(self) -> str:
         """The task's name, or "own data"."""
         return self.task or "own data"
+
+    def share(self, world_size: int) -> int:
+        """Sequences of a step that each of `world_size` ranks computes. UserError where the batch does not divide."""
+        batch = self.train.global_batch_size
+        if batch % world_size:
+            ranks = max(n for n in range(1, world_size) if batch % n == 0)
+            raise UserError(
+                f"train.global_batch_size = {batch}: does not divide over {world_size} ranks; use {ranks} ranks, or a "
+                f"batch that {world_size} divides"
+            )
+        return batch // world_size
+
+    def micro_batch(self, world_size: int) -> int:
+        """Sequences in one forward pass: the most that divide a rank's share, up to train.micro_batch_size."""
+        share = self.share(world_size)
+        return max(n for n in range(1, min(share, self.train.micro_batch_size) + 1) if share % n == 0)
 
     def micro_batches(self, world_size: int) -> int:
         """Micro batches a rank runs for one optimizer step."""
