@@ -66,11 +66,14 @@ METHODS = Registry(
 )
 
 OBJECTIVES = Registry(
-    "the task's objective",
+    "the objective",
     "neuroada.objectives",
     {
         "causal_lm": "neuroada.objectives.causal_lm:CausalLM",
         "classification": "neuroada.objectives.classification:Classification",
+        "sft": "neuroada.objectives.own_data:SupervisedFineTuning",
+        "dpo": "neuroada.objectives.preference:DPO",
+        "orpo": "neuroada.objectives.preference:ORPO",
     },
 )
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"files"},
     {"config", "ops"},
     {"sharding", "tasks"},
-    {"adapter", "hf"},
+    {"adapter", "hf", "data"},
     {"offline", "engines"},
     {"objectives", "methods"},
     {"runs"},

@@ -87,7 +87,7 @@ def conclude(
     from neuroada.comparison.page import write_comparison
     from neuroada.comparison.summary import summarize, table
 
-    summary = summarize(out, chosen, seeds, task=recipe.task, model=recipe.model, command=command)
+    summary = summarize(out, chosen, seeds, task=recipe.trained_on, model=recipe.model, command=command)
     write_comparison(out, summary)
     if args.json:
         print(json.dumps(summary, indent=1))

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     trained = train(recipe, stop)
     if generated:
         gc.collect()  # the engine and its weights
-        evaluate_trained(trained, recipe.model, recipe.task, generated, recipe.data_dir, recipe.evaluate.limit)
+        evaluate_trained(trained, recipe.model, recipe.trained_on, generated, recipe.data_dir, recipe.evaluate.limit)
     if os.environ.get("RANK", "0") == "0":
         write_report(trained.parent)
         print(f"trained: {trained}")

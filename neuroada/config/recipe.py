@@ -2,11 +2,13 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from neuroada.config.data import Data
+from neuroada.config.section import Section
 from neuroada.errors import UserError
 from neuroada.registry import ENGINES, METHODS
 
@@ -21,10 +23,6 @@ FREE = {
     "train": {"micro_batch_size", "packing", "activation_checkpointing", "log_every", "step_timeout_minutes"},
 }
 """What may change when a run is resumed: how a step is computed, not what it learns."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Adapter(Section):
@@ -87,8 +85,10 @@ class Train(Section):
         default=2, description="sequences in one forward pass of a rank, at most; accumulation follows"
     )
     max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of prompt and answer together")
-    packing: bool = Field(
-        default=True, description="the sequences of a micro batch end to end in one row, without padding"
+    packing: bool | Literal["fill"] = Field(
+        default=True,
+        description="the sequences of a micro batch end to end in one row, without padding; fill: besides, as many "
+        "sequences as max_length tokens hold count as one of the batch (of own data)",
     )
     dtype: Literal["bf16", "fp32"] = Field(
         default="bf16", description="of the frozen weights and of the compute; deltas are fp32"
@@ -101,6 +101,22 @@ class Train(Section):
     log_every: Positive = Field(default=1, description="steps from one line of metrics.jsonl to the next")
     step_timeout_minutes: Annotated[float, Field(gt=0)] = Field(
         default=30, description="of one step, and of the start: then the job ends instead of waiting for a lost rank"
+    )
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences lie end to end."""
+        return self.packing is not False
+
+
+class Objective(Section):
+    """What own data teach."""
+
+    name: Literal["sft", "dpo", "orpo"] = Field(
+        default="sft", description="sft: the trained tokens of every example; dpo, orpo: preference pairs"
+    )
+    beta: Annotated[float, Field(gt=0)] = Field(
+        default=0.1, description="of dpo: the strength of the reference; of orpo: the weight of the odds ratio"
     )
 
 
@@ -124,7 +140,17 @@ class Engine(Section):
 
 
 class Evaluate(Section):
-    """What is scored when training ends."""
+    """What is scored, while own data are trained on and when training ends."""
+
+    every_steps: Positive | None = Field(
+        default=None, description="steps between measurements of data.validation; null: the end of every epoch"
+    )
+    samples: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="validation prompts that are answered at every measurement, to read"
+    )
+    early_stopping_patience: Positive | None = Field(
+        default=None, description="the run ends after so many measurements without a better one"
+    )
 
     tasks: list[str] | None = Field(
         default=None, description="tasks to score; null: none, and of a glue/ task that task itself"
@@ -138,8 +164,12 @@ class Evaluate(Section):
 
 class Recipe(Section):
     model: str = Field(description="hub id or folder")
-    task: str = Field(description="what to train on: a row of the task table, see docs/tasks.md")
-    data_dir: str = Field(default="data", description="the folder that holds `NAME/train.json` and `NAME/test.json`")
+    task: str | None = Field(default=None, description="what to train on: a row of the task table, see docs/tasks.md")
+    data: Data | None = Field(default=None, description="or own data, see docs/data.md")
+    objective: Objective = Objective()
+    data_dir: str = Field(
+        default="data", description="the folder that holds `NAME/train.json` and `NAME/test.json`, and encoded data"
+    )
     adapter: Adapter
     optimizer: Optimizer
     train: Train = Train()
@@ -151,6 +181,35 @@ class Recipe(Section):
         default=[], description="besides TensorBoard and metrics.jsonl, which are always written"
     )
     provenance: str = Field(description="where the values come from: published, or extrapolated from what")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Recipe":
+        if (self.task is None) == (self.data is None):
+            raise ValueError("task and data: give one of them, a built-in task or your own data")
+        own = {
+            "objective": self.objective != Objective(),
+            "train.packing = fill": self.train.packing == "fill",
+            "evaluate.every_steps": self.evaluate.every_steps is not None,
+            "evaluate.samples": self.evaluate.samples > 0,
+            "evaluate.early_stopping_patience": self.evaluate.early_stopping_patience is not None,
+        }
+        if self.data is None:
+            for field in (name for name, given in own.items() if given):
+                raise ValueError(f"{field} has no effect on a task; leave it out, or give data")
+            return self
+        if self.train.held_out:
+            raise ValueError("train.held_out is of tasks; set data.validation.size")
+        if self.data.streaming and self.train.packing == "fill":
+            raise ValueError("train.packing = fill has to know all lengths, and a stream's are not; set it to true")
+        if not (self.data.validation.size or self.data.validation.own_source):
+            for field in (name for name, given in own.items() if given and name.startswith("evaluate.")):
+                raise ValueError(f"{field} needs validation examples; set data.validation.size, split or path")
+        return self
+
+    @property
+    def trained_on(self) -> str:
+        """The task's name, or "own data"."""
+        return self.task or "own data"
 
     def share(self, world_size: int) -> int:
         """Sequences of a step that each of `world_size` ranks computes. UserError where the batch does not divide."""
@@ -175,6 +234,8 @@ class Recipe(Section):
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that decide what is learnt: two runs that share them have the same curve."""
         deciding: dict[str, Any] = {"model": self.model, "task": self.task}
+        if self.data is not None:
+            deciding |= {f"objective.{field}": value for field, value in self.objective.model_dump().items()}
         for name in ("adapter", "optimizer", "train"):
             section = getattr(self, name).model_dump(exclude=FREE.get(name))
             deciding |= {f"{name}.{field}": value for field, value in section.items()}
@@ -230,14 +291,22 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"{override!r}: the value is not YAML") from None
 
 
+def _section(path: tuple[str | int, ...]) -> Any:
+    """The class of the section at `path` in a recipe."""
+    section: Any = Recipe
+    for part in path:
+        if isinstance(part, str):  # not a number in a list
+            section = section.model_fields[part].annotation
+        while not hasattr(section, "model_fields"):  # list[Section], Section | None
+            section = get_args(section)[0]
+    return section
+
+
 def _explain(error: Any) -> str:
     """One error of pydantic's list: the field, its value, what would be right."""
     field = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        section: Any = Recipe
-        for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        known = list(section.model_fields)
+        known = list(_section(error["loc"][:-1]).model_fields)
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.4)
         return f"{field}: no such field; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
     if error["type"] == "missing":

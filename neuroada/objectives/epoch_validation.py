@@ -115,6 +115,9 @@ class EpochValidation:
         if self.engine.rank == 0:
             write_json(self.file, {"epochs": self.epochs})
 
+    def exhausted(self) -> bool:
+        return False
+
     def finish(self, saved: Path) -> None:
         """Write results.json, of what the folder `saved` holds, and print it as a table."""
         if self.engine.rank == 0:

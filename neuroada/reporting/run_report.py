@@ -9,6 +9,7 @@ from neuroada.files import write_text
 from neuroada.registry import METHODS
 from neuroada.reporting.card import write_card
 from neuroada.reporting.charts import accuracy_chart, column_labels, heat_map, line_chart
+from neuroada.reporting.data import data, validation
 from neuroada.reporting.deltas import moved
 from neuroada.reporting.page import html_table, notes, page, tiles
 from neuroada.reporting.published import footnotes, published, published_scores
@@ -24,7 +25,12 @@ def write_report(folder: Path) -> Path:
     """
     run = RunFolder.read(folder)
     sections = [("In short", tiles(figures(run)))]
-    sections.append(("Accuracy", accuracy(run)))
+    if run.results or run.recipe["task"]:
+        sections.append(("Accuracy", accuracy(run)))
+    if run.validation:
+        sections.append(("Validation", validation(run)))
+    if run.data:
+        sections.append(("Data", data(run)))
     if run.metrics:
         sections.append(("Training", curves(run)))
     if weights := where_it_moved(run):
@@ -32,8 +38,8 @@ def write_report(folder: Path) -> Path:
     sections.append(("Recipe", f"<pre>{escape(run.shown_recipe)}</pre>"))
     if run.metadata:
         sections.append(("Environment", environment(run)))
-    subtitle = f"{run.model}, trained on {run.recipe['task']}"
-    text = page(f"{run.method}: {run.recipe['task']}", subtitle, sections)
+    subtitle = f"{run.model}, trained on {run.trained_on}"
+    text = page(f"{run.method}: {run.trained_on}", subtitle, sections)
     report = folder / "report.html"
     write_text(report, text)
     write_card(run)

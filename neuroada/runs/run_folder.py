@@ -37,6 +37,11 @@ class RunFolder:
         return short(self.recipe["model"])
 
     @property
+    def trained_on(self) -> str:
+        """The task's name, or "own data"."""
+        return self.recipe["task"] or "own data"
+
+    @property
     def method(self) -> str:
         """Such as "NeuroAda, k = 20"."""
         return self.metadata.get("method", self.recipe["adapter"]["method"])
@@ -54,6 +59,16 @@ class RunFolder:
     def metadata(self) -> dict[str, Any]:
         """run.json; empty for a run from before there was one."""
         return _json(self.folder / "run.json") or {}
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """data.json: what own data came to; empty for a task."""
+        return _json(self.folder / "data.json") or {}
+
+    @cached_property
+    def validation(self) -> list[dict[str, Any]]:
+        """The measurements of the validation loss on own data: step, loss, samples."""
+        return (_json(self.folder / "validation.json") or {}).get("measured", [])
 
     @cached_property
     def results(self) -> dict[str, Any]:

@@ -40,4 +40,4 @@ class RecipeModelBuilder:
         self.method.initialise(model)
 
     def _attention(self, device: torch.device) -> str:
-        return choose_attention(self.recipe.train.packing, self.recipe.train.dtype, device)
+        return choose_attention(self.recipe.train.packed, self.recipe.train.dtype, device)

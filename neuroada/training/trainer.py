@@ -24,7 +24,7 @@ from neuroada.training.builder import RecipeModelBuilder
 from neuroada.training.checkpoint import check_unused, find_checkpoint, restore_checkpoint, save_checkpoint
 from neuroada.training.metrics import Metrics
 from neuroada.training.preflight import check_ranks, check_space
-from neuroada.training.sample_order import global_batch, share
+from neuroada.training.sample_order import share
 from neuroada.training.schedule import lr_at
 from neuroada.training.signals import StopRequest
 
@@ -104,7 +104,7 @@ class Trainer:
 
     def _calibrate(self) -> None:
         """Backward of the first examples, for a method that chooses by their gradient."""
-        chosen = global_batch(0, CALIBRATION, len(self.objective.data), self.recipe.train.seed)
+        chosen = self.objective.batch(0, CALIBRATION)
         # Not through the engine, which would count this pass as a part of a step.
         self.objective.loss(self.model, chosen, chosen, self.engine.device).backward()
         self.engine.release()
@@ -129,6 +129,8 @@ class Trainer:
         """The loop: train the steps `remaining` (from 0), with validation and checkpoints."""
         recipe, engine, steps = self.recipe, self.engine, remaining.stop
         for step in remaining:
+            if self.validation is not None and self.validation.exhausted():
+                break
             self.watchdog.watch(f"step {step + 1}")
             started = time.perf_counter()
             loss, tokens = self.run_micro_batches(step)
@@ -155,7 +157,7 @@ class Trainer:
         """Forward and backward of this rank's share of a step's global batch; (loss, real tokens) of all of it."""
         recipe, engine, objective = self.recipe, self.engine, self.objective
         lengths = objective.data.lengths
-        batch = global_batch(step, recipe.train.global_batch_size, len(objective.data), recipe.train.seed)
+        batch = objective.batch(step, recipe.train.global_batch_size)
         loss = torch.zeros((), device=engine.device)
         # Dropout, where a model has any: from seed, step and rank alone, so that a resumed run draws the same.
         torch.manual_seed(hash((recipe.train.seed, step, engine.rank)) & 0x7FFF_FFFF)
@@ -200,6 +202,7 @@ class Trainer:
             strategy=self.engine.strategy,
             world_size=self.engine.world_size,
         )
+        self.objective.write_data(self.folder)
         metrics = Metrics(self.recipe, steps, first)
         try:
             yield metrics
