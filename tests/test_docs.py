@@ -21,16 +21,27 @@ PAGES = ["README.md", "CONTRIBUTING.md", "launch/slurm/README.md",
 SCRIPT = re.compile(r"(?:launch|benchmarks)/(?:slurm/)?\w+\.(?:py|sbatch)")
 
 
+INSTALLED = re.compile(r"^(?:python -m )?neuroada ([a-z][a-z-]*)(?= |$)")
+
+
+def as_script(found: re.Match[str]) -> str:
+    """The installed command as its script in launch/."""
+    name = found[1].replace("-", "_")
+    return f"python launch/{'select_connections' if name == 'select' else name}.py"
+
+
 def commands() -> Iterator[tuple[str, str]]:
-    """(page, command) of each line in a block that runs a script of launch/ or benchmarks/."""
+    """(page, command) of each line in a block that runs a command, or a script of launch/ or benchmarks/."""
     for page in PAGES:
         text = (REPOSITORY / page).read_text().replace("\\\n", " ")
         fenced = False
         for line in text.splitlines():
             if line.lstrip().startswith("```"):
                 fenced = not fenced
-            elif (fenced or line.startswith("    ")) and SCRIPT.search(line):
-                yield page, line.strip()
+            elif fenced or line.startswith("    "):
+                line = INSTALLED.sub(as_script, line.strip())
+                if SCRIPT.search(line):
+                    yield page, line
 
 
 class Parsed(Exception):
