@@ -30,7 +30,7 @@ class Adapter(Section):
 
     method: Annotated[str, AfterValidator(METHODS.check)] = Field(
         default="neuroada",
-        description="neuroada, lora, shira, supertuning, masked, full, head (a classifier alone, its encoder frozen), "
+        description="neuroada, lora, dora, bitfit (biases), shira, supertuning, masked, full, head (a classifier alone), "
         "or an installed package's",
     )
     k: Positive = Field(default=20, description="trained connections of each neuron; of neuroada and masked")
@@ -43,7 +43,12 @@ class Adapter(Section):
     target_modules: Annotated[list[str], Field(min_length=1)] = Field(
         description="names of Linear modules, or their ends after a dot"
     )
-    rank: Positive = Field(default=8, description="of lora; of shira, which then has as many trainable parameters")
+    rank: Positive = Field(
+        default=8, description="of lora and dora; of shira, which then has as many trainable parameters"
+    )
+    lora_alpha: Positive | None = Field(
+        default=None, description="of lora and dora: the change is scaled by lora_alpha / rank; null: 2 x rank"
+    )
     sparsity: Fraction = Field(default=0.99, description="of supertuning: the share of each weight that stays frozen")
     kernel: Literal["auto", "triton", "dense"] = Field(
         default="auto",

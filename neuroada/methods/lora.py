@@ -1,4 +1,4 @@
-"""PEFT's LoRA: of adapter.rank, alpha = 2 x rank."""
+"""PEFT's LoRA, of adapter.rank and adapter.lora_alpha; and DoRA, which trains the rows' magnitudes besides."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,8 +23,8 @@ class Lora(PeftMethod):
         return f"LoRA, rank {self.adapter.rank}"
 
     def config(self, task_type: str) -> LoraConfig:
-        rank = self.adapter.rank
-        return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=self.targets, task_type=task_type)
+        rank, alpha = self.adapter.rank, self.adapter.lora_alpha
+        return LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=self.targets, task_type=task_type)
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:
