@@ -30,7 +30,7 @@ class Adapter(Section):
 
     method: Annotated[str, AfterValidator(METHODS.check)] = Field(
         default="neuroada",
-        description="neuroada, lora, dora, bitfit (biases), shira, supertuning, masked, full, head (a classifier alone), "
+        description="neuroada, lora, dora, bitfit, shira, supertuning, masked, full, head (a classifier alone), "
         "or an installed package's",
     )
     k: Positive = Field(default=20, description="trained connections of each neuron; of neuroada and masked")

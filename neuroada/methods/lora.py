@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from peft import LoraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -14,7 +15,7 @@ from neuroada.methods.peft_method import KEY_PREFIX, PeftMethod
 class Lora(PeftMethod):
     name = "lora"
     prefix = "lora_"
-    strategies = (*WHOLE, "zero3")
+    strategies: ClassVar[tuple[str, ...]] = (*WHOLE, "zero3")
     unsupported = {  # noqa: RUF012 (a constant of the class)
         "fsdp2": "its matrices would have no values: weights are loaded after the adapter is attached"
     }
