@@ -9,7 +9,7 @@ ROOT = Path(neuroada.__file__).parent
 
 LAYERS = [
     {"errors", "version"},
-    {"registry"},
+    {"registry", "environment"},
     {"files"},
     {"config", "ops"},
     {"sharding", "tasks"},
