@@ -14,7 +14,7 @@ LAYERS = [
     {"config", "ops"},
     {"sharding", "tasks"},
     {"adapter", "hf", "data"},
-    {"offline", "engines"},
+    {"offline", "engines", "sync"},
     {"objectives", "methods"},
     {"runs"},
     {"reporting", "evaluation"},

@@ -82,7 +82,8 @@ def main(argv: list[str]) -> None:
 
 def check_ranks(recipe: Recipe, ranks: int) -> None:
     """UserError where the engine, the task or a local model do not fit a job of `ranks` ranks."""
-    get_task(recipe.task)
+    if recipe.task is not None:
+        get_task(recipe.task)
     check_source(recipe.model)
     if recipe.engine.name == "single" and ranks > 1:
         raise UserError(f"engine.name = single: not on {ranks} ranks; use engine.name=deepspeed or fsdp2")

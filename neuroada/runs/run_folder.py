@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from neuroada.config.recipe import read_recipe
 from neuroada.errors import UserError
-from neuroada.files import check_schema, read_json_lines
+from neuroada.files import check_schema, read_json, read_json_lines
 from neuroada.runs.formatting import short, without_paths
 from neuroada.runs.metadata import read_metadata
 from neuroada.tasks.results_file import read_results
+from neuroada.tasks.validation_file import read_measured
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,14 @@ class RunFolder:
     @cached_property
     def data(self) -> dict[str, Any]:
         """data.json: what own data came to; empty for a task."""
-        return _json(self.folder / "data.json") or {}
+        path = self.folder / "data.json"
+        return check_schema(DataFile, read_json(path), str(path)).model_dump() if path.exists() else {}
 
     @cached_property
     def validation(self) -> list[dict[str, Any]]:
         """The measurements of the validation loss on own data: step, loss, samples."""
-        return (_json(self.folder / "validation.json") or {}).get("measured", [])
+        path = self.folder / "validation.json"
+        return read_measured(path) if path.exists() else []
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -90,6 +93,13 @@ class RunFolder:
         """The base model's files, if they are a local folder."""
         folder = Path(self.recipe["model"])
         return folder if folder.is_dir() else None
+
+
+class DataFile(BaseModel):
+    """data.json: a summary, and the first example as pieces of text with whether they are learnt."""
+
+    summary: dict[str, Any]
+    examples: list[list[list[str | bool]]]
 
 
 class MetricsLine(BaseModel):

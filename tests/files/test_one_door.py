@@ -24,6 +24,8 @@ ALLOWED = {
     "neuroada/ops/cpu_kernel.py: .read_bytes": "this package's own files, and what was compiled from them",
     "neuroada/sources/llm_adapters.py: shutil.copyfile": "to a temporary name of `replacing`",
     "neuroada/sync/transports.py: .write_bytes": "to a temporary name of `replacing`",
+    "neuroada/data/storage.py: .open": "arrays of a new folder, written as they come",
+    "neuroada/data/sources.py: .open": "data files of any format and compression, row by row",
     "neuroada/sources/download.py: .open": "a download, which is taken up where it was cut off",
 }
 

@@ -75,7 +75,7 @@ FAMILIES = {
     "evaluate: model": Family("evaluate", ["--model", "model", *EVALUATE[2:]], MODEL, ("out",)),
     "evaluate: data": Family("evaluate", EVALUATE, ("data/*/*.json",), ("out",)),
     "evaluate: scores": Family("evaluate", EVALUATE[:4], ("run/results.json", "run/predictions/*"),
-                               ("run/results.json", "run/predictions")),
+                               ("run/results.json", "run/predictions", "run/report.html", "run/adapter/README.md")),
     "report": Family("report", ["run"], ("run/*.json", "run/*.jsonl", "run/*.yaml", "run/adapter/adapter_*"),
                      ("run/report.html", "run/adapter/README.md")),
     "check-data": Family("check-data", ["--data-dir", "data"], ("data/*/*.json",)),
