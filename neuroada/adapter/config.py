@@ -30,6 +30,7 @@ class NeuroAdaConfig(PeftConfig):
         seed: of selection = random.
         base_fingerprint: written with a trained adapter: a checksum of the base weights under its connections, compared
             when it is loaded. Set it to None to load the adapter over other weights on purpose.
+        connections_sha256: written with a saved adapter: of its indices and deltas, compared when its file is read.
     """
 
     k: int = field(default=20, metadata={"help": "trained connections of each neuron"})
@@ -39,6 +40,7 @@ class NeuroAdaConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained whole"})
     seed: int = field(default=0, metadata={"help": "of selection = random"})
     base_fingerprint: str | None = field(default=None, metadata={"help": "checksum of the base under the connections"})
+    connections_sha256: str | None = field(default=None, metadata={"help": "checksum of the indices and deltas"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

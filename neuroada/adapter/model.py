@@ -10,6 +10,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from neuroada.adapter.adapter_file import record_sha256
 from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.layer import NeuroAdaLinear
@@ -109,10 +110,12 @@ class NeuroAdaModel(BaseTuner):
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        """What an adapter's file holds; its base's fingerprint goes into the configuration, which PEFT writes next."""
+        """What an adapter's file holds; checksums of it and its base go into the configuration, written next."""
         layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
         cast(NeuroAdaConfig, config).base_fingerprint = fingerprint(layers, adapter_name)
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        record_sha256(config, found, adapter_name)
+        return found
 
     def _check_fingerprints(self, _: Any) -> None:
         """After a file was loaded: refuse an adapter that was trained on other base weights."""

@@ -7,12 +7,13 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
 
 from neuroada import sharding
+from neuroada.adapter.adapter_file import record_sha256
 from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.layer import NeuroAdaLinear
+from neuroada.files import save_tensors
 
 
 def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> None:
@@ -27,17 +28,16 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> No
     first = not dist.is_initialized() or dist.get_rank() == 0
     tensors: dict[str, torch.Tensor] = {}
     for name, param in model.named_parameters():
-        if not (param.requires_grad or f".neuroada_idx.{adapter}" in name):
+        if not (param.requires_grad or (".neuroada_" in name and name.endswith(f".{adapter}"))):
             continue
         with sharding.whole(param) as value:
             if first:
                 key = name.replace(f".modules_to_save.{adapter}", "").replace(f".{adapter}", "")
                 tensors[key] = value.detach().to("cpu", copy=True).contiguous()
     if first:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{SAFETENSORS_WEIGHTS_NAME}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / SAFETENSORS_WEIGHTS_NAME)
+        if layers:
+            record_sha256(config, tensors, adapter)
+        save_tensors(folder / SAFETENSORS_WEIGHTS_NAME, tensors, {"format": "pt"})
         inference, config.inference_mode = config.inference_mode, True
         config.save_pretrained(str(folder))
         config.inference_mode = inference

@@ -21,6 +21,7 @@ import fsspec
 
 from neuroada.config.data import Dataset
 from neuroada.errors import UserError
+from neuroada.files import open_regular
 
 _JSON = (".json", ".jsonl", ".ndjson")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -64,8 +65,8 @@ class Source:
         if not self.files:
             digest.update(_hub_identity(self.spec).encode())
         for path in self.files:
-            with path.open("rb") as file:
-                digest.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())
+            with open_regular(path) as file:
+                digest.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
         return digest.hexdigest()
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import nn
 
 from neuroada import sharding
 from neuroada.errors import UserError
+from neuroada.files import open_tensors
 
 
 def fill(params: Iterable[tuple[str, nn.Parameter]], files: dict[str, Path]) -> None:
@@ -18,15 +18,12 @@ def fill(params: Iterable[tuple[str, nn.Parameter]], files: dict[str, Path]) -> 
     for name, param in params:
         if name not in files:
             raise UserError(f"model: the checkpoint has no tensor {name}; its files do not match its config.json")
-        try:
-            with safe_open(files[name], framework="pt") as file:
-                source = file.get_slice(name)
-                if tuple(source.get_shape()) != tuple(sharding.shape(param)):
-                    raise UserError(
-                        f"model: {name} is {tuple(source.get_shape())} in {files[name].name}, "
-                        f"{tuple(sharding.shape(param))} by config.json"
-                    )
-                rows = sharding.layout(param).rows(param) or slice(0, sharding.shape(param)[0])
-                sharding.write_rows(param, rows, source[rows.start : rows.stop].to(param.dtype))
-        except OSError as error:
-            raise UserError(f"model: {files[name]}: {error}") from None
+        with open_tensors(files[name]) as file:
+            source = file.get_slice(name)
+            if tuple(source.get_shape()) != tuple(sharding.shape(param)):
+                raise UserError(
+                    f"model: {name} is {tuple(source.get_shape())} in {files[name].name}, "
+                    f"{tuple(sharding.shape(param))} by config.json"
+                )
+            rows = sharding.layout(param).rows(param) or slice(0, sharding.shape(param)[0])
+            sharding.write_rows(param, rows, source[rows.start : rows.stop].to(param.dtype))

@@ -18,6 +18,7 @@ from neuroada.methods.peft_method import USAGE, PeftMethod
 
 class NeuroAda(PeftMethod):
     name = "neuroada"
+    selects = True
     prefix = "neuroada_"
     values = ".neuroada_delta"
     strategies = (*WHOLE, "zero3", "fsdp2")

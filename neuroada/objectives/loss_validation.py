@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,10 @@ from torch import nn
 from neuroada.config.recipe import Recipe
 from neuroada.data import TokenData
 from neuroada.engines import Engine, evaluating
-from neuroada.engines.collectives import gather
+from neuroada.engines.collectives import gather, together
 from neuroada.files import write_json
 from neuroada.objectives.sampling import answer, prompts_of
+from neuroada.tasks.validation_file import read_measured
 
 if TYPE_CHECKING:
     from neuroada.objectives.own_data import OwnData
@@ -37,8 +37,11 @@ class LossValidation:
         self.measured: list[dict[str, Any]] = []
 
     def resume(self, first: int) -> None:
-        found = json.loads(self.file.read_text()) if self.engine.rank == 0 and self.file.is_file() else {"measured": []}
-        self.measured = [entry for entry in gather(self.engine, found)[0]["measured"] if entry["step"] <= first]
+        found: list[dict[str, Any]] = []
+        with together(self.engine):
+            if self.engine.rank == 0 and self.file.is_file():
+                found = read_measured(self.file)
+        self.measured = [entry for entry in gather(self.engine, found)[0] if entry["step"] <= first]
 
     def due(self, step: int, steps: int) -> bool:
         every, size = self.recipe.evaluate.every_steps, self.recipe.train.global_batch_size

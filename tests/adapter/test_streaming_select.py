@@ -109,7 +109,7 @@ def test_a_selection_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     refused("sha256", damaged)
     save_file(load_file(file), damaged)
     refused("not a selection file", damaged)
-    refused("not a selection file", tmp_path / "none")
+    refused("no such file", tmp_path / "none")
 
 
 def test_arguments_that_do_not_fit_the_model(tmp_path: Path) -> None:
