@@ -70,6 +70,11 @@ class Metrics(TrainerCallback):
         self.path = path
         self.start = time.perf_counter()
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A run that goes on from a checkpoint takes the steps after it again."""
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.is_file() else []
+        self.path.write_text("".join(line for line in lines if json.loads(line)["step"] <= state.global_step))
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "reward" in logs:
             line = {"step": state.global_step, "reward": logs["reward"], "seconds": time.perf_counter() - self.start}
