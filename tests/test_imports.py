@@ -15,7 +15,7 @@ LAYERS = [
     {"sharding", "tasks"},
     {"adapter", "hf"},
     {"offline", "engines"},
-    {"objectives", "methods"},
+    {"objectives", "methods", "sync"},
     {"runs"},
     {"reporting", "evaluation"},
     {"training"},
