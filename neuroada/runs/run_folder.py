@@ -74,7 +74,7 @@ class RunFolder:
 
     @cached_property
     def validation(self) -> list[dict[str, Any]]:
-        """The measurements of the validation loss on own data: step, loss, samples."""
+        """The measurements of the validation loss on own data: step (0: before training), loss, samples."""
         path = self.folder / "validation.json"
         return read_measured(path) if path.exists() else []
 

@@ -9,11 +9,11 @@ from neuroada.files import check_schema, read_json
 
 
 class Measured(BaseModel):
-    """The loss on held-out examples after a step, and some answers to them."""
+    """The loss on held-out examples after a step (0: before training), and some answers to them."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-    step: Annotated[int, Field(ge=1)]
+    step: Annotated[int, Field(ge=0)]
     loss: float
     samples: list[dict[str, str]] = []
 

@@ -126,7 +126,7 @@ def test_early_stopping_saves_the_best(tmp_path: Path, tiny: Path, capsys: pytes
     best = min(measured, key=lambda entry: entry["loss"])
     assert measured[-1]["step"] == best["step"] + 2 < 30
     assert len(best["samples"]) == 2 and best["samples"][0]["prompt"].endswith("is ")
-    assert f"best validation loss {best['loss']:.4f} at step {best['step']}" in capsys.readouterr().out
+    assert f"best validation loss {best['loss']:.4f} at step {best['step']}, from " in capsys.readouterr().out
     # The same command again trains no further.
     run_tiny(tmp_path, tiny, *wanted, f"output_dir={tmp_path / 'run'}")
     assert json.loads((folder / "validation.json").read_text())["measured"] == measured
