@@ -188,10 +188,12 @@ def _hub_identity(spec: Dataset) -> str:
     from huggingface_hub import HfApi
 
     try:
-        commit = HfApi().dataset_info(spec.path, revision=spec.revision).sha
+        content: Any = HfApi().dataset_info(spec.path, revision=spec.revision).sha
     except Exception:
-        commit = _hub(spec, streaming=False)._fingerprint
-    return json.dumps([spec.path, spec.name, spec.split, commit])
+        # The cached Arrow files lie in a folder that `datasets` names by the content they were made from.
+        cached = _hub(spec, streaming=False).cache_files
+        content = sorted(Path(file["filename"]).parts[-4:] for file in cached)
+    return json.dumps([spec.path, spec.name, spec.split, content])
 
 
 # ---- files
