@@ -41,7 +41,7 @@ def test_learnt_and_left_out_tokens_are_marked(recipe, capsys):
     assert "rows.jsonl, row" in said
     assert "more than train.max_length = 128 (excess_length: drop)" in " ".join(said.split())
     assert "~~<|im_start|>system" in said
-    assert "1 longer than train.max_length" in " ".join(said.split())
+    assert "1 longer" in said
 
 
 def test_the_summary_as_json(recipe, capsys):
@@ -65,8 +65,12 @@ def test_the_report_shows_data_and_validation(tmp_path):
     examples = [[["<q>", False], ["<a>", True]]]
     (tmp_path / "data.json").write_text(json.dumps({"summary": summary, "examples": examples}))
     samples = [{"prompt": "p", "expected": "e", "answer": "said"}]
-    measured = [{"step": 4, "loss": 1.5, "samples": samples}, {"step": 8, "loss": 1.6, "samples": samples}]
-    (tmp_path / "validation.json").write_text(json.dumps({"base_loss": 2.0, "measured": measured}))
+    measured = [
+        {"step": 0, "loss": 2.0, "samples": []},
+        {"step": 4, "loss": 1.5, "samples": samples},
+        {"step": 8, "loss": 1.6, "samples": samples},
+    ]
+    (tmp_path / "validation.json").write_text(json.dumps({"measured": measured}))
     (tmp_path / "recipe.yaml").write_text("task: null")
     (tmp_path / "metrics.jsonl").write_text("")
     run = RunFolder.read(tmp_path)
