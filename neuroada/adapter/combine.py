@@ -86,7 +86,7 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _layers(model: Any, adapters: list[str]) -> list["NeuroAdaLinear"]:
-    found = {layer.name: layer for adapter in adapters for layer in model.layers(adapter)}
+    found = {layer.name: layer for adapter in adapters for layer in model.adapted_layers(adapter)}
     return list(found.values())
 
 

@@ -58,7 +58,7 @@ class NeuroAdaConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = NeuroAdaType.NEUROADA
-        self.trained_on: str | None = None  # the fingerprint that a saved configuration gets
+        self.trained_on: str | None = None  # the fingerprint that goes into the file written next
         for label, k in [("k", self.k), *((f"k_pattern[{name!r}]", k) for name, k in (self.k_pattern or {}).items())]:
             if not isinstance(k, int) or isinstance(k, bool) or k < 1:
                 raise UserError(f"{label} = {k!r}: must be a whole number of at least 1")
@@ -89,4 +89,9 @@ class NeuroAdaConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As it is written: with the checksum of the base that the adapter's connections were chosen on."""
-        return super().to_dict() | {"base_fingerprint": self.trained_on or self.base_fingerprint}
+        found = super().to_dict() | {"base_fingerprint": self.trained_on or self.base_fingerprint}
+        return {name: sorted(value) if isinstance(value, set) else value for name, value in found.items()}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, **kwargs)
+        self.trained_on = None

@@ -40,7 +40,7 @@ def select_by_gradient(model: NeuroAdaModel, adapter: str, backward: Callable[[]
     layer's dense gradient at a time, in fp32.
     """
     found: dict[str, torch.Tensor] = {}
-    layers = model.layers(adapter)
+    layers = model.adapted_layers(adapter)
     training = [param for param in model.parameters() if param.requires_grad]
     for param in training:
         param.requires_grad_(False)  # an engine's hooks would take this backward for a step's

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
@@ -55,6 +56,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._replaced = torch.empty(0)  # the base values that `merge` wrote over, of this rank's rows
         self.tied = tied  # whether another module uses the weight too
+        self.trained_on: dict[str, str] = {}  # adapter -> the checksum of the base under all its connections
         self._whole_idx: dict[str, torch.Tensor] = {}  # of sharded indices, on rank 0's host: see `own_copy`
 
     def add_adapter(self, adapter: str, config: NeuroAdaConfig) -> None:
@@ -159,6 +161,19 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         idx, delta = (torch.cat(parts, 1) for parts in zip(*map(self._params, adapters), strict=True))
         return in_weight_linear(x, self.base.stored, self.base.bias, idx, delta, self.base.format, repeated=True)
 
+    def is_known(self, adapter: str) -> bool:
+        """Whether the base's values under the adapter's connections can be read: chosen, and not on the meta device."""
+        offloaded = has_hooks(self.base_layer)
+        return adapter not in self.unselected and (offloaded or not self.base.stored.is_meta)
+
+    def keep_copy(self, adapter: str) -> None:
+        """On rank 0, keep sharded indices whole on the host, 2 bytes a connection, for `own_copy`. Collective."""
+        idx = self.neuroada_idx[adapter]
+        if not sharding.is_whole(idx):
+            with sharding.whole(idx) as values:
+                if dist.get_rank() == 0:
+                    self._whole_idx[adapter] = values.detach().to("cpu", copy=True)
+
     def own_copy(self, adapter: str) -> torch.Tensor:
         """The adapter's indices, whole, without communication: [out, 2k] uint8.
 
@@ -228,6 +243,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
         self.unselected.discard(adapter_name)
+        self.trained_on.pop(adapter_name, None)
+        self._whole_idx.pop(adapter_name, None)
 
     def _params(self, adapter: str) -> list[nn.Parameter]:
         return [self.neuroada_idx[adapter], self.neuroada_delta[adapter]]

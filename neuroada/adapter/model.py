@@ -1,6 +1,5 @@
 """NeuroAda as a PEFT tuner."""
 
-import copy
 import difflib
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ from neuroada.adapter import mixed
 from neuroada.adapter.combine import add_weighted_adapter
 from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.fingerprint import fingerprint
-from neuroada.adapter.layer import NeuroAdaLinear
+from neuroada.adapter.layer import UNSELECTED, NeuroAdaLinear
 from neuroada.errors import UserError
 
 DECODER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -31,7 +30,7 @@ ENCODER = ["query", "key", "value", "dense"]
 class NeuroAdaModel(BaseTuner):
     """Wraps every target Linear of a model in a `NeuroAdaLinear` and freezes the rest."""
 
-    prefix = "neuroada_"
+    prefix = "neuroada_delta"  # of what trains; the indices beside it keep their own dtype
     tuner_layer_cls = NeuroAdaLinear
     target_module_mapping = {  # noqa: RUF012 (the base class declares it so)
         **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), DECODER),
@@ -42,15 +41,11 @@ class NeuroAdaModel(BaseTuner):
         super().__init__(*args, **kwargs)
         self.register_load_state_dict_post_hook(NeuroAdaModel._check_fingerprints)
 
-    def layers(self, adapter: str) -> list[NeuroAdaLinear]:
+    def adapted_layers(self, adapter: str) -> list[NeuroAdaLinear]:
         """The layers that carry this adapter, in the model's order."""
         return [layer for layer in neuroada_layers(self.model) if adapter in layer.neuroada_idx]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # A copy: what is noted in it (targets, the base's fingerprint) is not the caller's, who may use his again.
-        config = copy.copy(cast(NeuroAdaConfig, self.peft_config[adapter_name]))
-        config.trained_on = None
-        self.peft_config[adapter_name] = config
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:
@@ -63,10 +58,11 @@ class NeuroAdaModel(BaseTuner):
 
         At once, not when it is saved: trainers save on rank 0 alone.
         """
-        layers = self.layers(adapter)
-        config = cast(NeuroAdaConfig, self.peft_config[adapter])
-        if layers and not any(adapter in layer.unselected or layer.base.stored.is_meta for layer in layers):
-            config.trained_on = fingerprint(layers, adapter)
+        layers = self.adapted_layers(adapter)
+        if layers and all(layer.is_known(adapter) for layer in layers):
+            note_fingerprint(layers, adapter, fingerprint(layers, adapter))
+            for layer in layers:
+                layer.keep_copy(adapter)
 
     def _discard(self, model: nn.Module, adapter: str) -> None:
         """Leave nothing of an adapter whose attaching or loading was refused."""
@@ -188,31 +184,36 @@ class NeuroAdaModel(BaseTuner):
         """What an adapter's file holds. Nothing here is collective: transformers' Trainer calls it on rank 0 alone."""
         found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         layers = {name: layer for name, layer in _named_layers(model) if adapter_name in layer.neuroada_idx}
-        whole = all(sharding.is_whole(layer.neuroada_idx[adapter_name]) for layer in layers.values())
         for name, layer in layers.items():
             key = f"{name}.neuroada_idx.{adapter_name}.weight"
             if key not in found:  # ZeRO-3's gathering for a file leaves frozen parameters out
                 found[key] = layer.own_copy(adapter_name)
-            if not (found[key] != 0xFF).any():
+            if not (found[key] != UNSELECTED).any():
                 raise UserError(
                     f"adapter {adapter_name!r} has no connections in {layer.name} yet, so there is nothing to save: "
                     f"call select_by_gradient (selection = gradient), or load its file"
                 )
-        if whole and cast(NeuroAdaConfig, config).trained_on is None:
-            cast(NeuroAdaConfig, config).trained_on = fingerprint(layers.values(), adapter_name)
+        noted = {layer.trained_on.get(adapter_name) for layer in layers.values()}
+        if None in noted and all(sharding.is_whole(layer.neuroada_idx[adapter_name]) for layer in layers.values()):
+            noted = {fingerprint(layers.values(), adapter_name)}
+        # PEFT writes the configuration next: a note for that one time, for the object is the caller's.
+        cast(NeuroAdaConfig, config).trained_on = noted.pop() if len(noted) == 1 else None
         return found
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         """...neuroada_delta.<adapter>.weight -> ...neuroada_delta."""
         clean = super()._remove_adapter_name_from_key(key, adapter_name)
-        return clean.removesuffix(".weight") if key.endswith(ADAPTER_KEYS) or ".neuroada_" in key else clean
+        return clean.removesuffix(".weight") if ".neuroada_" in key else clean
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Deltas are fp32, asked or not: a small one would vanish beside a bf16 weight, and in bf16 moments."""
 
     def _check_fingerprints(self, _: Any) -> None:
         """After a file was loaded: refuse an adapter that was trained on other base weights."""
         for adapter, peft_config in list(self.peft_config.items()):
-            config, layers = cast(NeuroAdaConfig, peft_config), self.layers(adapter)
-            if any(adapter in layer.unselected or layer.base.stored.is_meta for layer in layers):
+            config, layers = cast(NeuroAdaConfig, peft_config), self.adapted_layers(adapter)
+            if not layers or not all(layer.is_known(adapter) for layer in layers):
                 continue
             found, expected = fingerprint(layers, adapter), config.base_fingerprint
             if expected not in (None, found):
@@ -222,10 +223,12 @@ class NeuroAdaModel(BaseTuner):
                     f"{found}): load it over the base model it names, or set base_fingerprint to null in its "
                     f"adapter_config.json"
                 )
-            config.base_fingerprint, config.trained_on = None, found
+            note_fingerprint(layers, adapter, found)
 
 
-ADAPTER_KEYS = (".neuroada_idx", ".neuroada_delta")
+def note_fingerprint(layers: list[NeuroAdaLinear], adapter: str, found: str) -> None:
+    for layer in layers:
+        layer.trained_on[adapter] = found
 
 
 def neuroada_layers(model: nn.Module) -> list[NeuroAdaLinear]:
