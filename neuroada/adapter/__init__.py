@@ -15,6 +15,7 @@ from peft.mapping import (
 
 from neuroada.adapter.config import NeuroAdaConfig, NeuroAdaType
 from neuroada.adapter.gradient_selection import select_by_gradient
+from neuroada.adapter.hotswap import hotswap_adapter
 from neuroada.adapter.layer import NeuroAdaLinear
 from neuroada.adapter.model import NeuroAdaModel
 
@@ -33,13 +34,15 @@ def _build_weight_mapping(weight_conversions: Any, adapter_name: str, peft_confi
     """transformers' own loading of an adapter puts its name at the end of a key; ours is followed by `.weight`."""
     mapping = _build_peft_weight_mapping(weight_conversions, adapter_name, peft_config=peft_config)
     if getattr(peft_config, "peft_type", None) == NeuroAdaType.NEUROADA:
+        from transformers.core_model_loading import WeightRenaming
+
         theirs, ours = r"(neuroada_[^\.]*)", rf"\1.{adapter_name}.weight"
         mapping = [
-            type(renaming)(theirs, ours) if renaming.source_patterns == [theirs] else renaming for renaming in mapping
+            WeightRenaming(theirs, ours) if renaming.source_patterns == [theirs] else renaming for renaming in mapping
         ]
     return mapping
 
 
 conversion.build_peft_weight_mapping = _build_weight_mapping
 
-__all__ = ["NeuroAdaConfig", "NeuroAdaLinear", "NeuroAdaModel", "select_by_gradient"]
+__all__ = ["NeuroAdaConfig", "NeuroAdaLinear", "NeuroAdaModel", "hotswap_adapter", "select_by_gradient"]

@@ -27,7 +27,7 @@ def add_weighted_adapter(
     density: float | None = None,
     majority_sign_method: str = "total",
 ) -> None:
-    """Add the adapter `name` whose change of the weights is the combination of those of `adapters`, as PEFT's LoRA has it.
+    """Add the adapter `name`, whose change of the weights combines those of `adapters`, by the rules of PEFT's LoRA.
 
     linear, cat: sum of weight x change. magnitude_prune, dare_linear: the same after `density` of each adapter's deltas
     are kept (the largest; or random ones, scaled up). ties, dare_ties: pruned, then of each connection only the deltas
@@ -42,7 +42,11 @@ def add_weighted_adapter(
     model.inject_adapter(model.model, name)
     sizes: dict[str, int] = {}
     for layer in _layers(model, adapters):
-        own = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if adapter in layer.neuroada_idx]
+        own = [
+            (adapter, weight)
+            for adapter, weight in zip(adapters, weights, strict=True)
+            if adapter in layer.neuroada_idx
+        ]
         idx, deltas = _align([_connections(layer, adapter, combination_type, density) for adapter, _ in own])
         scale = torch.tensor([weight for _, weight in own], dtype=deltas.dtype, device=deltas.device)[:, None, None]
         if combination_type.endswith("ties"):
@@ -82,7 +86,9 @@ def _check(
 def _fields(config: Any) -> dict[str, Any]:
     from dataclasses import fields
 
-    return {field.name: getattr(config, field.name) for field in fields(config) if field.init and field.name != "peft_type"}
+    return {
+        field.name: getattr(config, field.name) for field in fields(config) if field.init and field.name != "peft_type"
+    }
 
 
 def _layers(model: Any, adapters: list[str]) -> list["NeuroAdaLinear"]:
@@ -117,6 +123,9 @@ def _align(connections: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.
     # columns in use first, then unused ones to fill up: a stable sort keeps each kind ascending
     union = used.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
     deltas = torch.stack(
-        [torch.zeros(rows, columns, dtype=d.dtype, device=d.device).scatter_(1, i, d).gather(1, union) for i, d in connections]
+        [
+            torch.zeros(rows, columns, dtype=d.dtype, device=d.device).scatter_(1, i, d).gather(1, union)
+            for i, d in connections
+        ]
     )
     return union, deltas

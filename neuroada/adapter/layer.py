@@ -153,13 +153,14 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def _adapted(self, x: torch.Tensor, adapters: list[str], mixture: "mixed.Mixture | None") -> torch.Tensor:
         if mixture is not None:
-            connections = {name: tuple(self._params(name)) for name in adapters}
+            connections = {name: (self.neuroada_idx[name], self.neuroada_delta[name]) for name in adapters}
             return mixed.product(x, mixture, self.base, connections)
         if len(adapters) == 1:
             idx, delta = self._params(adapters[0])
             return in_weight_linear(x, self.base.stored, self.base.bias, idx, delta, self.base.format)
-        idx, delta = (torch.cat(parts, 1) for parts in zip(*map(self._params, adapters), strict=True))
-        return in_weight_linear(x, self.base.stored, self.base.bias, idx, delta, self.base.format, repeated=True)
+        indices = torch.cat([self.neuroada_idx[name] for name in adapters], 1)
+        deltas = torch.cat([self.neuroada_delta[name] for name in adapters], 1)
+        return in_weight_linear(x, self.base.stored, self.base.bias, indices, deltas, self.base.format, repeated=True)
 
     def is_known(self, adapter: str) -> bool:
         """Whether the base's values under the adapter's connections can be read: chosen, and not on the meta device."""
@@ -245,6 +246,14 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         self.unselected.discard(adapter_name)
         self.trained_on.pop(adapter_name, None)
         self._whole_idx.pop(adapter_name, None)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT's, after low_cpu_mem_usage, casts to the weight's dtype too; deltas stay as precise as they were saved.
+        with brought(self.base_layer):
+            device = device or self.base.stored.device
+        for param in self._params(adapter_name):
+            if not param.is_meta and device.type != "meta":
+                param.data = param.data.to(device)
 
     def _params(self, adapter: str) -> list[nn.Parameter]:
         return [self.neuroada_idx[adapter], self.neuroada_delta[adapter]]

@@ -42,6 +42,8 @@ class Mixture:
         return found
 
 
+Connections = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+"""adapter -> idx_bytes [out, 2k], delta [out, k]"""
 _current: ContextVar[Mixture | None] = ContextVar("neuroada_mixture", default=None)
 
 
@@ -64,9 +66,7 @@ def mixture(names: Iterable[str]) -> Iterator[None]:
             passes -= 1
 
 
-def product(
-    x: torch.Tensor, mixture: Mixture, base: BaseWeight, connections: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-) -> torch.Tensor:
+def product(x: torch.Tensor, mixture: Mixture, base: BaseWeight, connections: Connections) -> torch.Tensor:
     """x [batch, ..., in] -> [batch, ..., out], each row's by its adapter's idx_bytes and delta."""
     groups = mixture.groups(connections, len(x))
     if torch.is_grad_enabled() and (x.requires_grad or any(delta.requires_grad for _, delta in connections.values())):
@@ -78,9 +78,7 @@ def product(
     return y.index_copy(0, order, torch.cat(parts))
 
 
-def _one(
-    x: torch.Tensor, name: str, base: BaseWeight, connections: Mapping[str, tuple[torch.Tensor, torch.Tensor]]
-) -> torch.Tensor:
+def _one(x: torch.Tensor, name: str, base: BaseWeight, connections: Connections) -> torch.Tensor:
     if name == BASE:
         weight = base.format.matrix(base.stored)
         return F.linear(x, base.format.scratch(base.stored) if weight is None else weight, base.bias)
@@ -91,9 +89,9 @@ def _without_gradients(
     x: torch.Tensor,
     groups: dict[str, list[int]],
     base: BaseWeight,
-    connections: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+    connections: Connections,
 ) -> list[torch.Tensor]:
-    """One scratch weight for the whole batch: each adapter's entries are written into it and put back after its rows."""
+    """One scratch weight for the batch: each adapter's entries are written into it, and put back after its rows."""
     scratch = base.format.scratch(base.stored)
     parts = []
     for name, rows in groups.items():

@@ -38,9 +38,27 @@ def run(tests: Path, method: str, arguments: list[str]) -> str:
             (copy / path.name).write_text(rewrite(text) if method == "NeuroAda" and path.name in FILES else text)
         if find_spec("diffusers") is None:  # imported by the common file, used by tests of its own
             (copy / "diffusers.py").write_text("StableDiffusionPipeline = None\n")
-        command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore", "-k", method]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore",
+            "-k",
+            method,
+        ]
         path = os.pathsep.join([str(copy), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run([*command, *arguments, *FILES], cwd=copy, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, *arguments, *FILES],
+            cwd=copy,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
     return done.stdout
 
 

@@ -101,13 +101,15 @@ def test_trainer_in_bf16_over_an_fp32_base(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
 def test_trainer_saves_under_sharding(tiny: Path, tmp_path: Path, engine: str) -> None:
-    """On 2 gloo ranks that accelerate takes for a GPU machine's: the curve of one process, and whole files from rank 0."""
+    """On 2 gloo ranks that accelerate takes for a GPU machine's: the curve of one process, whole files from rank 0."""
     expected = Trainer(tuned(tiny), arguments(tmp_path / "one"), train_dataset=ROWS)
     expected.train()
     script = Path(__file__).with_name("ranks_trainer.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
                "--rdzv-endpoint", "localhost:0", str(script), engine, str(tiny), str(tmp_path / engine)]  # fmt: skip
-    done = subprocess.run(command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads((tmp_path / engine / "said.json").read_text())
     assert said["sharded"] == (engine != "zero2")

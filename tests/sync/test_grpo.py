@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import vllm_source
-from models import TARGETS, bits, change, plain, same_bits, tuned
 from test_vllm import PackedModel, assert_holds, checkpoint_of, merged
 from transformers import AutoTokenizer
 
+from models import TARGETS, bits, change, plain, same_bits, tuned
 from neuroada import NeuroAdaConfig
 from neuroada.errors import UserError
 from neuroada.sync import Pipe
