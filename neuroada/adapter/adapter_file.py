@@ -16,6 +16,7 @@ from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field
 
+from neuroada.adapter.config import k_of
 from neuroada.errors import UserError
 from neuroada.files import check_schema, load_tensors, read_header, read_json
 from neuroada.ops import MAX_IN_FEATURES, unpack_indices
@@ -44,6 +45,7 @@ class NeuroAdaFields(AdapterConfig):
 
     peft_type: Literal["NEUROADA"]
     k: Annotated[int, Field(ge=1, le=MAX_IN_FEATURES)]
+    k_pattern: dict[str, Annotated[int, Field(ge=1, le=MAX_IN_FEATURES)]] | None = None
     selection: Literal["magnitude", "gradient", "reverse", "random"] = "magnitude"
     seed: int = 0
     base_fingerprint: str | None = None
@@ -92,7 +94,7 @@ def read_adapter(folder: Path) -> AdapterFile:
         module, _, kind = name.rpartition(".")
         if kind == "neuroada_idx":
             delta = tensors.get(f"{PREFIX}{module}.neuroada_delta")
-            _check_pair(path, module, value, delta, config.k)
+            _check_pair(path, module, value, delta, k_of(module, config.k, config.k_pattern))
             assert delta is not None
             found.connections[module] = value, delta
         elif kind == "neuroada_delta":
@@ -124,21 +126,22 @@ def connections_sha256(connections: Mapping[str, tuple[torch.Tensor, torch.Tenso
     return digest.hexdigest()
 
 
-def record_sha256(config: Any, tensors: Mapping[str, torch.Tensor], adapter: str) -> None:
-    """Set a NeuroAdaConfig's connections_sha256 from what is about to be saved, under PEFT's names.
+def sha256_of(tensors: Mapping[str, torch.Tensor], adapter: str) -> str | None:
+    """`connections_sha256` of what is about to be saved, under PEFT's names.
 
     None where the tensors are not all here (of ranks that do not write, say).
     """
     parts: dict[str, dict[str, torch.Tensor]] = {"neuroada_idx": {}, "neuroada_delta": {}}
     for key, value in tensors.items():
-        module, _, kind = key.removesuffix(f".{adapter}").removeprefix(PREFIX).rpartition(".")
+        name = key.removesuffix(".weight").removesuffix(f".{adapter}").removeprefix(PREFIX)
+        module, _, kind = name.rpartition(".")
         if kind in parts:
             parts[kind][module] = value
     idx, delta = parts.values()
     plain = all(type(value) in (torch.Tensor, torch.nn.Parameter) for part in (idx, delta) for value in part.values())
     whole = idx.keys() == delta.keys() and all(value.numel() and not value.is_meta for value in idx.values())
     pairs = {module: (idx[module], delta[module]) for module in idx} if plain and whole else {}
-    config.connections_sha256 = connections_sha256(pairs) if pairs else None
+    return connections_sha256(pairs) if pairs else None
 
 
 def check_loaded(model: PeftModel, folder: Path, adapter: str = "default") -> None:

@@ -47,7 +47,7 @@ def apply_selection(model: NeuroAdaModel, adapter: str, path: Path) -> None:
     config: Any = model.peft_config[adapter]
     if int(metadata["k"]) != config.k:
         raise UserError(f"{path}: was made with k = {metadata['k']}, the adapter has k = {config.k}; use the same")
-    layers = {layer.name: layer for layer in model.layers(adapter)}
+    layers = {layer.name: layer for layer in model.adapted_layers(adapter)}
     names = {match(name, connections): name for name in layers}
     if missing := [name for name in layers if match(name, connections) is None]:
         raise UserError(f"{path}: holds no connections for {missing[0]}; select for the adapter's target_modules")

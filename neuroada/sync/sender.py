@@ -143,4 +143,4 @@ class Sender:
 
 
 def _param(holder: nn.ParameterDict, adapter: str) -> nn.Parameter:
-    return holder._parameters[adapter]  # type: ignore[return-value]  # the plain look-up makes ZeRO-3 gather it
+    return holder[adapter]
