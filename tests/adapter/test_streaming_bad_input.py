@@ -78,7 +78,7 @@ def test_wrong_index(room: Path) -> None:
     index.write_text(json.dumps(content))
     refused(room, "is no name of a file in this folder")
     index.write_text("[]")
-    refused(room, "not an index")
+    refused(room, "has no weight_map")
     index.unlink()
     refused(room, "neither")
 

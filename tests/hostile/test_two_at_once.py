@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -87,3 +89,38 @@ def test_a_full_disk_at_every_write(world: Path) -> None:
         assert done.returncode in (0, 2), done.stderr
         statuses.append(done.returncode)
     assert statuses[0] == 2 and statuses[-1] == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["merge", "train", "select", "evaluate"])
+def test_killed_at_random_moments(clean: Path, world: Path, name: str) -> None:
+    """Ctrl-C, SIGTERM and SIGKILL, then the same command: the result of an undisturbed one, and nothing left."""
+    select = ["select", "--model", "model", "--k", "2", "--target-modules", "q_proj", "down_proj", "--out", "out"]
+    train = ["train", "--recipe", "recipe.yaml", *TRAIN, "output_dir=out"]
+    command = {"merge": MERGE, "train": train, "select": select, "evaluate": EVALUATE}[name]
+    rng = random.Random(name)
+    started = time.monotonic()
+    undisturbed = start(clean, [part.replace("out", "whole") if part.endswith("out") else part for part in command])
+    assert undisturbed.wait() == 0
+    seconds = time.monotonic() - started
+    undisturbed.communicate()
+    for number in range(12):
+        process = start(world, command)
+        time.sleep(rng.uniform(0.5, 1.1) * seconds)
+        process.send_signal((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 3])
+        process.communicate()
+        if process.returncode == 0 and name in ("merge", "select"):  # it was through, and does not write again
+            _remove(world / "out")
+    last = start(world, command)
+    said = last.communicate()[1]
+    assert last.returncode == 0, said
+    results = {"merge": "model.safetensors", "train": "adapter/adapter_model.safetensors", "select": "",
+               "evaluate": "predictions/AddSub.jsonl"}  # fmt: skip
+    assert (world / "out" / results[name]).read_bytes() == (clean / "whole" / results[name]).read_bytes()
+    left = [path for path in snapshot(world) if path.endswith((".lock", ".partial", ".old"))]
+    assert not left
+    _remove(clean / "whole")
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
