@@ -41,8 +41,14 @@ class Adapter(Section):
     selection_file: Text | None = Field(
         default=None, description="connections chosen before, by `neuroada select`; instead of `selection`"
     )
-    target_modules: Annotated[list[Text], Field(min_length=1)] = Field(
-        description="names of Linear modules, or their ends after a dot"
+    target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] = Field(
+        description="names of Linear modules, or their ends after a dot; all-linear: every one but the output layer"
+    )
+    exclude_modules: list[Text] = Field(
+        default=[], description="names to leave out, read the same way; of neuroada, lora and dora"
+    )
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        default=None, description="numbers of the layers that are adapted; null: all; of neuroada, lora and dora"
     )
     rank: Positive = Field(
         default=8, description="of lora and dora; of shira, which then has as many trainable parameters"

@@ -45,6 +45,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     strategies: ClassVar[tuple[str, ...]] = WHOLE
+    chooses_places: ClassVar[bool] = False  # whether adapter.exclude_modules and adapter.layers are followed
     unsupported: ClassVar[dict[str, str]] = {}
     folder: ClassVar[Literal["adapter", "model"]] = "adapter"
     library: ClassVar[str] = "peft"
@@ -77,6 +78,12 @@ class Method(ABC):
         """
         if self.adapter.selection_file is not None and not self.selects:
             raise UserError(f"adapter.selection_file: method {self.name} chooses no connections; leave it out")
+        for field in ("exclude_modules", "layers"):
+            if getattr(self.adapter, field) and not self.chooses_places:
+                raise UserError(
+                    f"adapter.{field}: is of methods that choose where they adapt, such as neuroada and lora, not of "
+                    f"{self.name}; leave it out"
+                )
         if strategy not in self.strategies:
             reason = self.unsupported.get(strategy, "it chooses its entries from weights that are not loaded yet")
             raise UserError(

@@ -15,6 +15,7 @@ from neuroada.methods.peft_method import KEY_PREFIX, PeftMethod
 class Lora(PeftMethod):
     name = "lora"
     prefix = "lora_"
+    chooses_places = True
     strategies: ClassVar[tuple[str, ...]] = (*WHOLE, "zero3")
     unsupported = {  # noqa: RUF012 (a constant of the class)
         "fsdp2": "its matrices would have no values: weights are loaded after the adapter is attached"
@@ -25,7 +26,7 @@ class Lora(PeftMethod):
 
     def config(self, task_type: str) -> LoraConfig:
         rank, alpha = self.adapter.rank, self.adapter.lora_alpha
-        return LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=self.targets, task_type=task_type)
+        return LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, task_type=task_type, **self.places)
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:

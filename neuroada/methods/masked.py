@@ -36,6 +36,8 @@ class Masked(WholeWeights):
             )
 
     def attach(self, model: nn.Module, task_type: str) -> nn.Module:
+        if isinstance(self.adapter.target_modules, str):
+            raise UserError("adapter.target_modules = all-linear: method masked takes a list of names")
         model.requires_grad_(False)
         for name in HEADS:
             getattr(model, name, nn.Identity()).requires_grad_(task_type == "SEQ_CLS")  # whole, as beside an adapter

@@ -21,6 +21,7 @@ class NeuroAda(PeftMethod):
     selects = True
     prefix = "neuroada_"
     values = ".neuroada_delta"
+    chooses_places = True
     strategies = (*WHOLE, "zero3", "fsdp2")
     usage = f"import neuroada  # PEFT knows the method from here on\n{USAGE}"
 
@@ -34,9 +35,9 @@ class NeuroAda(PeftMethod):
         return NeuroAdaConfig(
             k=self.adapter.k,
             selection=selection,
-            target_modules=self.targets,
             seed=self.seed,
             task_type=task_type,
+            **self.places,
         )
 
     def prepare(self, model: nn.Module, device: torch.device, compute: torch.dtype) -> None:

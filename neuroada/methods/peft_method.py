@@ -66,5 +66,15 @@ class PeftMethod(Method):
         return "delta" if f".{self.prefix}" in name else "weights"
 
     @property
-    def targets(self) -> list[str]:
-        return list(self.adapter.target_modules)
+    def targets(self) -> list[str] | str:
+        targets = self.adapter.target_modules
+        return targets if isinstance(targets, str) else list(targets)
+
+    @property
+    def places(self) -> dict[str, Any]:
+        """PEFT's fields that say where a method adapts, for those that have them all."""
+        return {
+            "target_modules": self.targets,
+            "exclude_modules": list(self.adapter.exclude_modules) or None,
+            "layers_to_transform": self.adapter.layers,
+        }

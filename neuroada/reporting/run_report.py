@@ -141,7 +141,8 @@ def where_it_moved(run: RunFolder) -> str:
         raise UserError(f"{saved}: is not what the run's recipe.yaml trains ({reason}); save it again") from error
     if not entries or not any(entry["rms"] for entry in entries):
         return ""
-    order = run.recipe["adapter"]["target_modules"]
+    targets = run.recipe["adapter"]["target_modules"]
+    order = targets if isinstance(targets, list) else sorted({entry["projection"] for entry in entries})
     names = {entry["projection"] for entry in entries}
     columns = column_labels(sorted(names, key=lambda name: (order.index(_target(name, order)), name)))
     maps, said = [], []
