@@ -51,7 +51,6 @@ class Task:
 
     name: str
     suite: str  # commonsense | math | arithmetic | glue
-    objective: str  # how a model learns it: causal_lm | classification, or a registered one
     prompt: Callable[[Example], str]
     target: Callable[[Example], str]
     published: Rule
@@ -59,6 +58,7 @@ class Task:
     max_new_tokens: int
     answers: Answers
     baseline: Callable[[Sequence[str]], float]  # gold answers -> the score of an answer that ignores the question
+    objective: str = "causal_lm"  # how a model learns it: causal_lm | classification, or a registered one
     train_file: str | None = None  # folder under data_dir that holds train.json; None: nothing to train on
     test_file: str | None = None  # folder under data_dir that holds test.json; None: nothing to score
     columns: tuple[str, ...] = ("instruction", "input", "output", "answer")  # every row has them, all strings
@@ -85,7 +85,6 @@ def _commonsense(name: str, choices: Sequence[str], train_file: str, test_file: 
     return Task(
         name=name,
         suite="commonsense",
-        objective="causal_lm",
         prompt=prompts.instruction_line,
         target=prompts.trigger_and_answer,
         published=Rule(scoring.published_choice, scoring.same_text),
@@ -102,7 +101,6 @@ def _math(name: str, train_file: str | None, test_file: str | None, answers: Ans
     return Task(
         name=name,
         suite="math",
-        objective="causal_lm",
         prompt=prompts.instruction_template,
         target=prompts.output,
         published=Rule(scoring.published_number, scoring.same_number),
