@@ -116,10 +116,8 @@ def main() -> None:
     runs = {name: lambda m=model: decode_seconds(m, one, args.new) for name, model in {"base": base, **models}.items()}
     found = take_turns(runs, args.turns)
     print("decode:", ", ".join(f"{name} {1 / statistics.median(found[name]):.1f} tokens/s" for name in found))
-    print(
-        f"  NeuroAda's rate / base's {ratio(found, 'base', 'neuroada'):.2f}, "
-        f"/ LoRA's {ratio(found, 'lora', 'neuroada'):.2f}"
-    )
+    ratios = {name: ratio(found, name, "neuroada") for name in ("base", "lora")}
+    print(f"  NeuroAda's rate / base's {ratios['base']:.2f}, / LoRA's {ratios['lora']:.2f}")
 
     batch = torch.randint(0, 1000, (args.rows, args.length))
     names = {"mixed": {"adapter_names": [ADAPTERS[row % 8] for row in range(args.rows)]}, "alone": {}}

@@ -149,7 +149,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 self.unselected.discard(adapter)
 
     def _offloaded(self, adapters: list[str]) -> bool:
-        return any("_hf_hook" in self.neuroada_delta.holder(adapter).__dict__ for adapter in adapters)
+        holders = self.neuroada_delta._modules
+        return any("_hf_hook" in holders[adapter].__dict__ for adapter in adapters)
 
     def _adapted(self, x: torch.Tensor, adapters: list[str], mixture: "mixed.Mixture | None") -> torch.Tensor:
         if mixture is not None:

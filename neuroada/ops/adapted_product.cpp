@@ -1,8 +1,9 @@
 // The adapted product of a few tokens on CPU: y[t, r] = sum over c of x[t, c] * W'[r, c] + bias[r], where W' is W with
 // round(W + delta) at k chosen columns of each row.
 //
-// With few tokens a product costs what reading W costs. So a row of W is read once, into a buffer in the L1 cache; its k
-// entries are changed there, and every token is multiplied with the buffer. W itself is never written.
+// With few tokens a product costs what reading W costs. So a row of W is read once. One to three tokens are multiplied
+// with it as it is, and what the k entries change is added, while the row is still in the L1 cache. For more tokens the
+// row is copied into a buffer there, changed, and multiplied with each. W itself is never written.
 
 #include <cstdint>
 #include <cstring>
@@ -24,10 +25,10 @@ float rounded(float value, const bfloat16*) {  // to the nearest, ties to even; 
 }
 
 // y[n * y_stride] = dot(row, token n) + bias for N tokens at once.
-template <int N, class Acc>
-void dots(const Acc* row, const Acc* x, int64_t in, Acc bias, Acc* y, int64_t y_stride) {
+template <int N, class In, class Acc>
+void dots(const In* row, const Acc* x, int64_t in, Acc bias, Acc* y, int64_t y_stride) {
   using L = Lanes<Acc>;
-  constexpr int CHAINS = N > 2 ? 1 : 4;  // independent sums hide the FMA's latency
+  constexpr int CHAINS = N > 2 ? 2 : 4;  // independent sums hide the FMA's latency
   L acc[N][CHAINS];
   int64_t c = 0;
   for (; c + CHAINS * L::COUNT <= in; c += CHAINS * L::COUNT)
@@ -38,34 +39,75 @@ void dots(const Acc* row, const Acc* x, int64_t in, Acc bias, Acc* y, int64_t y_
     for (int n = 0; n < N; n++) acc[n][0].add_product(row + c, x + n * in + c);
   for (int n = 0; n < N; n++) {
     Acc sum = bias;
-    for (int64_t rest = c; rest < in; rest++) sum += row[rest] * x[n * in + rest];
+    for (int64_t rest = c; rest < in; rest++) sum += Acc(row[rest]) * x[n * in + rest];
     for (int chain = 0; chain < CHAINS; chain++) sum += acc[n][chain].sum();
     y[n * y_stride] = sum;
   }
 }
 
-// 0, or 1 when a column lies outside of the row: nothing is read there.
+template <class Acc>
+struct Entries {
+  const uint8_t* idx;
+  const Acc* delta;
+  int64_t k;
+  int64_t column(int64_t j) const { return idx[2 * j] | idx[2 * j + 1] << 8; }
+};
+
+// A row for few tokens: y[t * y_stride]. False when a column lies outside of the row: nothing is read there.
+template <class In, class Acc>
+bool few(const In* row, const Entries<Acc>& entries, const Acc* x, int64_t tokens, int64_t in, Acc bias, Acc* y,
+         int64_t y_stride) {
+  bool inside = true;
+  for (int64_t t = 0; t < tokens; t++) {
+    dots<1>(row, x + t * in, in, bias, y + t * y_stride, y_stride);
+    Acc change[4] = {};  // independent sums, as above
+    for (int64_t j = 0; j < entries.k; j++) {
+      const int64_t column = entries.column(j);
+      if (column >= in) {
+        inside = false;
+        continue;
+      }
+      const Acc base = Acc(row[column]);
+      change[j & 3] += (rounded(base + entries.delta[j], row) - base) * x[t * in + column];
+    }
+    y[t * y_stride] += (change[0] + change[1]) + (change[2] + change[3]);
+  }
+  return inside;
+}
+
+// The same for more tokens; buffer [in].
+template <class In, class Acc>
+bool many(const In* row, const Entries<Acc>& entries, const Acc* x, int64_t tokens, int64_t in, Acc bias, Acc* y,
+          int64_t y_stride, Acc* buffer) {
+  bool inside = true;
+  for (int64_t c = 0; c < in; c++) buffer[c] = row[c];
+  for (int64_t j = 0; j < entries.k; j++) {
+    const int64_t column = entries.column(j);
+    if (column < in)
+      buffer[column] = rounded(Acc(row[column]) + entries.delta[j], row);
+    else
+      inside = false;
+  }
+  int64_t t = 0;
+  for (; t + 4 <= tokens; t += 4) dots<4>(buffer, x + t * in, in, bias, y + t * y_stride, y_stride);
+  for (; t < tokens; t++) dots<1>(buffer, x + t * in, in, bias, y + t * y_stride, y_stride);
+  return inside;
+}
+
 template <class In, class Acc>
 int adapted_product(const Acc* x, const In* weight, int64_t weight_stride, const Acc* bias, const uint8_t* idx,
                     const Acc* delta, Acc* y, int64_t tokens, int64_t out, int64_t in, int64_t k, int parts) {
   int outside = 0;
 #pragma omp parallel for num_threads(parts) schedule(static, 1) reduction(| : outside)
   for (int part = 0; part < parts; part++) {
-    std::vector<Acc> row(in);
+    std::vector<Acc> buffer(in);
     for (int64_t r = out * part / parts; r < out * (part + 1) / parts; r++) {
-      const In* from = weight + r * weight_stride;
-      for (int64_t c = 0; c < in; c++) row[c] = from[c];
-      for (int64_t j = r * k; j < (r + 1) * k; j++) {
-        const int64_t column = idx[2 * j] | idx[2 * j + 1] << 8;
-        if (column < in)
-          row[column] = rounded(Acc(from[column]) + delta[j], from);
-        else
-          outside = 1;
-      }
+      const In* row = weight + r * weight_stride;
+      const Entries<Acc> entries = {idx + 2 * r * k, delta + r * k, k};
       const Acc start = bias ? bias[r] : Acc(0);
-      int64_t t = 0;
-      for (; t + 4 <= tokens; t += 4) dots<4>(row.data(), x + t * in, in, start, y + t * out + r, out);
-      for (; t < tokens; t++) dots<1>(row.data(), x + t * in, in, start, y + t * out + r, out);
+      const bool inside = tokens < 4 ? few(row, entries, x, tokens, in, start, y + r, out)
+                                     : many(row, entries, x, tokens, in, start, y + r, out, buffer.data());
+      outside |= !inside;
     }
   }
   return outside;
@@ -74,7 +116,7 @@ int adapted_product(const Acc* x, const In* weight, int64_t weight_stride, const
 }  // namespace
 
 // x [tokens, in]; weight [out, in] with the given row stride; bias [out] or null; idx [out, 2k] little-endian pairs;
-// delta [out, k]; y [tokens, out]. All sizes positive.
+// delta [out, k]; y [tokens, out]. All sizes positive. Returns 1 if a column lies outside of the weight, else 0.
 #define EXPORT(NAME, IN, ACC)                                                                                     \
   extern "C" int NAME(const ACC* x, const IN* weight, int64_t weight_stride, const ACC* bias, const uint8_t* idx, \
                       const ACC* delta, ACC* y, int64_t tokens, int64_t out, int64_t in, int64_t k, int parts) {  \

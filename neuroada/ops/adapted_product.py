@@ -58,6 +58,8 @@ def adapted_product(
     """
     plain = type(x) is torch.Tensor and type(weight) in (torch.Tensor, torch.nn.Parameter)
     if plain and not torch.compiler.is_compiling():
+        if not torch.is_grad_enabled():
+            return _compiled(x, weight, bias, idx_bytes, delta)
         with torch.no_grad():
             return _compiled(x, weight, bias, idx_bytes, delta)
     # An operator of torch's, so that torch.compile and FakeTensorMode see one node of known shape; its 20 us are too

@@ -35,6 +35,17 @@ struct Lanes {
     std::memcpy(&right, b, sizeof right);
     value += left * right;
   }
+  void add_product(const bfloat16* a, const Acc* b) {  // Acc is float: a bf16 is its upper half
+    typedef uint16_t Narrow __attribute__((vector_size(VECTOR_BYTES / 2)));
+    typedef uint32_t Wide __attribute__((vector_size(VECTOR_BYTES)));
+    Narrow narrow;
+    std::memcpy(&narrow, a, sizeof narrow);
+    const Wide wide = __builtin_convertvector(narrow, Wide) << 16;
+    Vector left, right;
+    std::memcpy(&left, &wide, sizeof left);
+    std::memcpy(&right, b, sizeof right);
+    value += left * right;
+  }
   Acc sum() const {
     Acc part[COUNT];
     std::memcpy(part, &value, sizeof part);
