@@ -17,8 +17,8 @@ def check_environment() -> None:
         value = os.environ.get(name, "0")
         if not re.fullmatch(r"\d{1,7}", value, re.ASCII):
             raise UserError(f"{name} = {value!r} in the environment: must be a whole number; {REMEDY}")
-    for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
-        if name in os.environ and other not in os.environ and os.environ[name] not in ("0", "1"):
+    for name, other, harmless in (("RANK", "WORLD_SIZE", "0"), ("WORLD_SIZE", "RANK", "1")):
+        if other not in os.environ and os.environ.get(name, harmless) != harmless:
             raise UserError(f"{name} = {os.environ[name]} in the environment without {other}; {REMEDY}")
     if rank() >= world_size():
         raise UserError(f"RANK = {rank()} in the environment with WORLD_SIZE = {world_size()}; {REMEDY}")

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuroada.config.recipe import read_recipe
+from pydantic import BaseModel
+
 from neuroada.errors import UserError
-from neuroada.files import read_bytes
+from neuroada.files import check_schema, read_bytes, read_yaml
 from neuroada.tasks.table import TASKS, Task, get_task
 
 
@@ -27,6 +28,12 @@ def resolve_tasks(names: Iterable[str]) -> list[Task]:
     if not tasks:
         raise UserError("tasks: names no task; give some, such as --tasks AddSub,gsm8k or --tasks math")
     return list(tasks.values())
+
+
+class TrainedOn(BaseModel):
+    """Of a run's recipe, of any version, the field that says what its questions were."""
+
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ class Source:
         """The task that the run's recipe names; None without a run."""
         if self.run is None:
             return None
-        return read_recipe(self.run / "recipe.yaml").task
+        path = self.run / "recipe.yaml"
+        return check_schema(TrainedOn, read_yaml(path), str(path)).task
 
     def default_out(self) -> Path:
         """The run's folder, else results/<name of the adapter or model>."""
