@@ -12,7 +12,7 @@ LAYERS = [
     {"registry"},
     {"files"},
     {"config", "ops"},
-    {"sharding", "tasks"},
+    {"sharding", "tasks", "quantised"},
     {"adapter", "hf", "data"},
     {"offline", "engines"},
     {"objectives", "methods"},

@@ -7,7 +7,6 @@ parameter is sharded, how that parameter becomes the matrix in a pass (`format`)
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -16,12 +15,14 @@ from neuroada import sharding
 from neuroada.adapter.hooks import brought
 from neuroada.errors import UserError
 from neuroada.ops import PLAIN, TRANSPOSED, WeightFormat
+from neuroada.quantised import Quantisation, QuantisedLinear
 
 
 class BaseWeight:
     """A Linear's weight, stored [out, in] and sharded along its rows."""
 
-    format: ClassVar[WeightFormat] = PLAIN
+    format: WeightFormat = PLAIN
+    quantisation: Quantisation | None = None
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -54,6 +55,10 @@ class BaseWeight:
         with brought(self.layer), sharding.own_rows(self.stored) as (rows, values):
             yield rows, values
 
+    def ranked_rows(self, k: int) -> AbstractContextManager[tuple[slice, torch.Tensor]]:
+        """As `own_rows`, for selection: values whose k largest in each row are those of the original weight."""
+        return self.own_rows()
+
     def beside(self, param: torch.Tensor) -> AbstractContextManager[tuple[slice, torch.Tensor]]:
         """`own_rows`' rows of a parameter [out, .] of the adapter."""
         return sharding.own_rows(param)
@@ -71,7 +76,7 @@ class BaseWeight:
 class TransposedWeight(BaseWeight):
     """transformers' Conv1D: stored [in, out], so that a shard is of inputs, and every rank works on all neurons."""
 
-    format = TRANSPOSED
+    format: WeightFormat = TRANSPOSED
 
     @staticmethod
     def serves(module: nn.Module) -> bool:
@@ -98,7 +103,40 @@ class TransposedWeight(BaseWeight):
         super().write_rows(slice(0, self.in_features), values.t())
 
 
-KINDS: list[type[BaseWeight]] = [BaseWeight, TransposedWeight]
+class QuantisedWeight(BaseWeight):
+    """Packed bytes, whose rows are the neurons: sharded as they are, and decoded by whoever stores them."""
+
+    layer: QuantisedLinear
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.format, self.quantisation = self.layer.format, self.layer.quantisation
+
+    @staticmethod
+    def serves(module: nn.Module) -> bool:
+        return isinstance(module, QuantisedLinear)
+
+    @property
+    def stored(self) -> nn.Parameter:
+        return self.layer.packed
+
+    @contextmanager
+    def own_rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        with super().own_rows() as (rows, packed):
+            yield rows, self.format.scratch(packed)
+
+    @contextmanager
+    def ranked_rows(self, k: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The original's largest entries are stored exactly; further ones are ranked by their dequantised values."""
+        with super().own_rows() as (rows, packed):
+            exact = self.layer.quantisation.exact
+            yield rows, self.layer.rows.ranking(packed) if k <= exact else self.format.scratch(packed)
+
+    def write_rows(self, rows: slice, values: torch.Tensor) -> None:
+        raise TypeError("a quantised weight is never written: to quantise it again would lose the deltas")
+
+
+KINDS: list[type[BaseWeight]] = [BaseWeight, TransposedWeight, QuantisedWeight]
 
 
 def base_weight(layer: nn.Module, name: str) -> BaseWeight:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from peft import PeftConfig
 
@@ -30,6 +31,7 @@ class NeuroAdaConfig(PeftConfig):
         seed: of selection = random.
         base_fingerprint: written with a trained adapter: a checksum of the base weights under its connections, compared
             when it is loaded. Set it to None to load the adapter over other weights on purpose.
+        base_quantisation: written with a trained adapter: how its base was quantised; compared with the fingerprint.
     """
 
     k: int = field(default=20, metadata={"help": "trained connections of each neuron"})
@@ -39,6 +41,7 @@ class NeuroAdaConfig(PeftConfig):
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained whole"})
     seed: int = field(default=0, metadata={"help": "of selection = random"})
     base_fingerprint: str | None = field(default=None, metadata={"help": "checksum of the base under the connections"})
+    base_quantisation: dict[str, Any] | None = field(default=None, metadata={"help": "format and exact entries"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,6 +41,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         self.name = name
         self.base = base_weight(base_layer, name)
         self.in_features, self.out_features = self.base.in_features, self.base.out_features
+        self.quantisation = self.base.quantisation  # of the weights the adapter belongs to, which a merge makes dense
         self.neuroada_idx = nn.ParameterDict()
         self.neuroada_delta = nn.ParameterDict()
         self.unselected: set[str] = set()  # adapters whose connections are still to be chosen or loaded
@@ -80,7 +81,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def select(self, adapter: str, config: NeuroAdaConfig) -> None:
         """Choose the adapter's connections from the weight. Collective where the weight is sharded."""
-        with self._base_rows() as (rows, weight):
+        ranked = config.selection == "magnitude" and not self.merged_adapters
+        with self.base.ranked_rows(config.k) if ranked else self._base_rows() as (rows, weight):
             idx = select_top_k(weight, config.k, config.selection, first_row=rows.start, seed=config.seed)
             self.set_connections(adapter, rows, idx, weight)
 
@@ -123,6 +125,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         if len(names) > 1 or self.merged_adapters:
             raise UserError(f"adapters {self.merged_adapters + names}: NeuroAda merges one at a time; unmerge first")
         (adapter,) = names
+        self._dequantise()
         idx_bytes, delta = self._params(adapter)
         with (
             self.base.beside(idx_bytes) as (_, i),
@@ -142,6 +145,16 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         except BaseException:
             self.unmerge()
             raise
+
+    def _dequantise(self) -> None:
+        """Before a merge: a quantised base becomes a dense one of the very values the adapter was trained on."""
+        if self.base.quantisation is None:
+            return
+        if not sharding.is_whole(self.base.stored):
+            raise UserError(f"{self.name}: a quantised weight that is sharded is not merged; use `neuroada merge`")
+        with brought(self.base_layer):
+            self.base_layer = self.base_layer.dequantised()
+        self.base = base_weight(self.base_layer, self.name)
 
     def unmerge(self) -> None:
         """Put the base values back, to the bit."""

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from neuroada.adapter.config import NeuroAdaConfig
-from neuroada.adapter.fingerprint import fingerprint
+from neuroada.adapter.fingerprint import check_base, record_base
 from neuroada.adapter.layer import NeuroAdaLinear
 from neuroada.errors import UserError
 
@@ -111,18 +111,12 @@ class NeuroAdaModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         """What an adapter's file holds; its base's fingerprint goes into the configuration, which PEFT writes next."""
         layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
-        cast(NeuroAdaConfig, config).base_fingerprint = fingerprint(layers, adapter_name)
+        record_base(cast(NeuroAdaConfig, config), layers, adapter_name)
         return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 
     def _check_fingerprints(self, _: Any) -> None:
         """After a file was loaded: refuse an adapter that was trained on other base weights."""
         for adapter, peft_config in self.peft_config.items():
             config, layers = cast(NeuroAdaConfig, peft_config), self.layers(adapter)
-            if config.base_fingerprint is None or any(adapter in layer.unselected for layer in layers):
-                continue
-            if (found := fingerprint(layers, adapter)) != config.base_fingerprint:
-                raise UserError(
-                    f"adapter {adapter!r} was trained on other base weights (base_fingerprint "
-                    f"{config.base_fingerprint}, here {found}): load it over the base model it names, or set "
-                    f"base_fingerprint to null in its adapter_config.json"
-                )
+            if not any(adapter in layer.unselected for layer in layers):
+                check_base(config, layers, adapter)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from neuroada import sharding
 from neuroada.adapter.config import NeuroAdaConfig
-from neuroada.adapter.fingerprint import fingerprint
+from neuroada.adapter.fingerprint import record_base
 from neuroada.adapter.layer import NeuroAdaLinear
 
 
@@ -23,7 +23,7 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> No
     config = model.peft_config[adapter]
     layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
     if layers:
-        cast(NeuroAdaConfig, config).base_fingerprint = fingerprint(layers, adapter)
+        record_base(cast(NeuroAdaConfig, config), layers, adapter)
     first = not dist.is_initialized() or dist.get_rank() == 0
     tensors: dict[str, torch.Tensor] = {}
     for name, param in model.named_parameters():

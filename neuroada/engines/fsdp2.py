@@ -5,7 +5,7 @@ every rank reads its own rows from the checkpoint's files and selects on them. N
 """
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from neuroada.engines.base import STATE, ModelBuilder, Reader, adamw, find_devic
 from neuroada.engines.watchdog import collective_timeout
 from neuroada.errors import UserError
 from neuroada.hf.tensor_files import Checkpoint, resolve
-from neuroada.hf.weights import fill
+from neuroada.hf.weights import fill, wanted
 
 
 class Fsdp2Engine:
@@ -51,12 +51,7 @@ class Fsdp2Engine:
         base.tie_weights()
         fully_shard(model)
 
-        from_files = [
-            (_name_in_checkpoint(name, base.base_model_prefix, files), param)
-            for name, param in model.named_parameters()
-            if builder.checkpoint_has(name)
-        ]
-        fill(from_files, files)
+        fill(wanted(model, base.base_model_prefix, files, builder.checkpoint_has), files)
         builder.initialise(model)
         return model
 
@@ -101,9 +96,3 @@ class Fsdp2Engine:
                 state[key] = torch.zeros_like(param)
                 sharding.write_rows(state[key], everything, saved[key])
             self.optimizer.state[param] = state
-
-
-def _name_in_checkpoint(name: str, prefix: str, files: Container[str]) -> str:
-    """A checkpoint of the bare model, without a head, leaves out the model's `prefix`, such as "roberta."."""
-    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-    return name if name in files else name.removeprefix(f"{prefix}.")

@@ -4,10 +4,13 @@ import torch
 from torch import nn
 
 from neuroada.config.recipe import Recipe
+from neuroada.errors import UserError
 from neuroada.hf.attention import choose_attention
-from neuroada.hf.loading import DTYPES, build_empty, load_pretrained
+from neuroada.hf.loading import DTYPES, build_empty, load_config, load_pretrained
+from neuroada.hf.quantised import choose_quantisation, load_quantised
 from neuroada.methods import Method, make_method
 from neuroada.objectives import Objective, make_objective
+from neuroada.quantised import Quantisation, quantise
 
 
 class RecipeModelBuilder:
@@ -16,6 +19,13 @@ class RecipeModelBuilder:
     def __init__(self, recipe: Recipe, method: Method, objective: Objective, compute: torch.dtype) -> None:
         self.recipe, self.method, self.objective = recipe, method, objective
         self.source, self.dtype = recipe.model, method.storage_dtype(compute)
+        self.quantisation = choose_quantisation(asked_quantisation(recipe), load_config(recipe.model), recipe.model)
+        if self.quantisation is not None:
+            method.check_quantised(self.quantisation)
+            if objective.task_type != "CAUSAL_LM":
+                raise UserError(
+                    f"base.model_dtype: task {recipe.task} has a classifier, whose base is not quantised; leave it out"
+                )
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RecipeModelBuilder":
@@ -23,12 +33,15 @@ class RecipeModelBuilder:
         return cls(recipe, make_method(recipe), make_objective(recipe), DTYPES[recipe.train.dtype])
 
     def pretrained(self, device: torch.device) -> nn.Module:
+        if self.quantisation is not None:
+            return load_quantised(self.empty(device), self.source, device)
         auto, options = self.objective.auto_class()
         return load_pretrained(auto, self.source, self.dtype, self._attention(device), options)
 
     def empty(self, device: torch.device) -> nn.Module:
         auto, options = self.objective.auto_class()
-        return build_empty(auto, self.source, self.dtype, self._attention(device), options)
+        model = build_empty(auto, self.source, self.dtype, self._attention(device), options)
+        return model if self.quantisation is None else quantise(model, self.quantisation)
 
     def attach(self, base: nn.Module) -> nn.Module:
         return self.method.attach(base, self.objective.task_type)
@@ -41,3 +54,9 @@ class RecipeModelBuilder:
 
     def _attention(self, device: torch.device) -> str:
         return choose_attention(self.recipe.train.packed, self.recipe.train.dtype, device)
+
+
+def asked_quantisation(recipe: Recipe) -> Quantisation | None:
+    """What the recipe's base section asks for."""
+    format = recipe.base.model_dtype
+    return None if format is None else Quantisation(format, recipe.exact)

@@ -1,0 +1,91 @@
+"""A quantised base model, from an ordinary checkpoint or from one that `neuroada quantise` wrote.
+
+transformers loads such a model whole in every rank (it skips zero.Init for quantised models): here it is built without
+values, sharded parameter by parameter, and filled by rows, so that no rank ever holds a dense layer.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuroada.errors import UserError
+from neuroada.hf.tensor_files import Checkpoint, resolve
+from neuroada.hf.weights import fill, wanted
+from neuroada.quantised import Quantisation
+
+KEY = "quantization_config"
+"""Of config.json, as transformers has it: one that does not know our method refuses the folder, in words."""
+
+
+def stored_quantisation(config: Any, source: str) -> Quantisation | None:
+    """How the checkpoint itself is stored, by its configuration; None: unquantised.
+
+    UserError: quantised by another library, whose tensors are not plain bytes by rows.
+    """
+    found = getattr(config, KEY, None)
+    if found is None:
+        return None
+    found = found if isinstance(found, dict) else found.to_dict()
+    if found.get("quant_method") != "neuroada":
+        raise UserError(
+            f"model = {source}: already quantised ({found.get('quant_method')}); give the original checkpoint, and "
+            f"base.model_dtype"
+        )
+    return Quantisation.from_json(found, f"model = {source}: {KEY}")
+
+
+def choose_quantisation(asked: Quantisation | None, config: Any, source: str) -> Quantisation | None:
+    """What the recipe asks for, or else what the checkpoint is. UserError where they differ."""
+    stored = stored_quantisation(config, source)
+    if asked and stored and asked != stored:
+        raise UserError(
+            f"base.model_dtype = {asked.describe()}: {source} is already quantised ({stored.describe()}); give the "
+            f"original checkpoint, or leave base out"
+        )
+    return asked or stored
+
+
+def load_quantised(empty: Any, source: str, device: torch.device) -> nn.Module:
+    """Give `empty`, a quantised model on the meta device, its memory and its values.
+
+    Under DeepSpeed ZeRO-3 (as transformers' from_pretrained would know it) every parameter is partitioned as soon as it
+    has memory, and each rank reads and quantises the rows it stores; otherwise it is whole, on `device`.
+    """
+    files = Checkpoint(resolve(source, "model ="), "model = ").file_of
+    partition = _Zero3() if _under_zero3() else None
+    for module in empty.modules():
+        if any(param.is_meta for param in module.parameters(recurse=False)):
+            module.to_empty(device=device, recurse=False)
+            if partition is not None:
+                partition(module)
+    empty.to(device)  # buffers
+    empty.tie_weights()
+    with torch.no_grad():
+        fill(wanted(empty, empty.base_model_prefix, files), files)
+    return empty.eval()
+
+
+class _Zero3:
+    """Partitions a module's own parameters, by the settings of DeepSpeed's JSON."""
+
+    def __init__(self) -> None:
+        self.first: Any = None
+
+    def __call__(self, module: nn.Module) -> None:
+        params = list(module.parameters(recurse=False))
+        if self.first is None:
+            import deepspeed
+            from transformers.integrations.deepspeed import deepspeed_config
+
+            holder = nn.ParameterList(params)
+            deepspeed.zero.Init(module=holder, config_dict_or_path=deepspeed_config())
+            self.first = params[0]
+        else:
+            self.first.convert_to_zero_parameters(params)
+
+
+def _under_zero3() -> bool:
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return bool(is_deepspeed_zero3_enabled())
