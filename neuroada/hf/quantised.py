@@ -4,6 +4,7 @@ transformers loads such a model whole in every rank (it skips zero.Init for quan
 values, sharded parameter by parameter, and filled by rows, so that no rank ever holds a dense layer.
 """
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -44,6 +45,14 @@ def choose_quantisation(asked: Quantisation | None, config: Any, source: str) ->
             f"original checkpoint, or leave base out"
         )
     return asked or stored
+
+
+def without_zero_init() -> AbstractContextManager[None]:
+    """In the block, a model is built without DeepSpeed's zero.Init also under ZeRO-3, as transformers builds the ones it
+    quantises."""
+    from transformers.modeling_utils import set_quantized_state
+
+    return set_quantized_state()
 
 
 def load_quantised(empty: Any, source: str, device: torch.device) -> nn.Module:

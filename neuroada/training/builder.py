@@ -7,7 +7,7 @@ from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
 from neuroada.hf.attention import choose_attention
 from neuroada.hf.loading import DTYPES, build_empty, load_config, load_pretrained
-from neuroada.hf.quantised import choose_quantisation, load_quantised
+from neuroada.hf.quantised import choose_quantisation, load_quantised, without_zero_init
 from neuroada.methods import Method, make_method
 from neuroada.objectives import Objective, make_objective
 from neuroada.quantised import Quantisation, quantise
@@ -34,7 +34,9 @@ class RecipeModelBuilder:
 
     def pretrained(self, device: torch.device) -> nn.Module:
         if self.quantisation is not None:
-            return load_quantised(self.empty(device), self.source, device)
+            with without_zero_init():
+                empty = self.empty(device)
+            return load_quantised(empty, self.source, device)
         auto, options = self.objective.auto_class()
         return load_pretrained(auto, self.source, self.dtype, self._attention(device), options)
 
