@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
 from neuroada.hf.tensor_files import Checkpoint, resolve
 from neuroada.hf.weights import fill, wanted
@@ -36,8 +37,13 @@ def stored_quantisation(config: Any, source: str) -> Quantisation | None:
     return Quantisation.from_json(found, f"model = {source}: {KEY}")
 
 
-def choose_quantisation(asked: Quantisation | None, config: Any, source: str) -> Quantisation | None:
-    """What the recipe asks for, or else what the checkpoint is. UserError where they differ."""
+def choose_quantisation(recipe: Recipe, config: Any) -> Quantisation | None:
+    """What the recipe asks for, or else what its model's files are. UserError where they differ.
+
+    config: the model's, of transformers.
+    """
+    source, format = recipe.model, recipe.base.model_dtype
+    asked = None if format is None else Quantisation(format, recipe.exact)
     stored = stored_quantisation(config, source)
     if asked and stored and asked != stored:
         raise UserError(
@@ -48,8 +54,8 @@ def choose_quantisation(asked: Quantisation | None, config: Any, source: str) ->
 
 
 def without_zero_init() -> AbstractContextManager[None]:
-    """In the block, a model is built without DeepSpeed's zero.Init also under ZeRO-3, as transformers builds the ones it
-    quantises."""
+    """In the block, a model is built without DeepSpeed's zero.Init, also under ZeRO-3: so transformers builds those
+    that it quantises."""
     from transformers.modeling_utils import set_quantized_state
 
     return set_quantized_state()

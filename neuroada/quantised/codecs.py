@@ -5,7 +5,6 @@ decoded in fp32 and rounded once to the dtype asked for. The bits are those of t
 known: bitsandbytes' NF4 (block size 64, no nested scales), torchao's Int8WeightOnly and Float8WeightOnly, by row.
 """
 
-from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -72,12 +71,19 @@ class NF4:
         return blocks.mul_(scales[..., None]).flatten(1)
 
 
-@lru_cache(maxsize=8)
+_LEVELS = torch.tensor(NF4_LEVELS, device="cpu")
+_BYTES = torch.arange(256, device="cpu")
+_TABLES = {torch.device("cpu"): (_LEVELS, torch.stack([_LEVELS[_BYTES >> 4], _LEVELS[_BYTES & 15]], 1))}
+
+
 def _tables(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """The levels [16], and the two values of each byte [256, 2]."""
-    levels = torch.tensor(NF4_LEVELS, device=device)
-    byte = torch.arange(256, device=device)
-    return levels, torch.stack([levels[byte >> 4], levels[byte & 15]], 1)
+    if device not in _TABLES:
+        levels, pairs = (table.to(device) for table in _TABLES[torch.device("cpu")])
+        if type(levels) is not torch.Tensor:  # a fake one, which must not outlive its mode
+            return levels, pairs
+        _TABLES[device] = levels, pairs
+    return _TABLES[device]
 
 
 class Int8:

@@ -10,7 +10,7 @@ from neuroada.hf.loading import DTYPES, build_empty, load_config, load_pretraine
 from neuroada.hf.quantised import choose_quantisation, load_quantised, without_zero_init
 from neuroada.methods import Method, make_method
 from neuroada.objectives import Objective, make_objective
-from neuroada.quantised import Quantisation, quantise
+from neuroada.quantised import quantise
 
 
 class RecipeModelBuilder:
@@ -19,7 +19,7 @@ class RecipeModelBuilder:
     def __init__(self, recipe: Recipe, method: Method, objective: Objective, compute: torch.dtype) -> None:
         self.recipe, self.method, self.objective = recipe, method, objective
         self.source, self.dtype = recipe.model, method.storage_dtype(compute)
-        self.quantisation = choose_quantisation(asked_quantisation(recipe), load_config(recipe.model), recipe.model)
+        self.quantisation = choose_quantisation(recipe, load_config(recipe.model))
         if self.quantisation is not None:
             method.check_quantised(self.quantisation)
             if objective.task_type != "CAUSAL_LM":
@@ -56,9 +56,3 @@ class RecipeModelBuilder:
 
     def _attention(self, device: torch.device) -> str:
         return choose_attention(self.recipe.train.packed, self.recipe.train.dtype, device)
-
-
-def asked_quantisation(recipe: Recipe) -> Quantisation | None:
-    """What the recipe's base section asks for."""
-    format = recipe.base.model_dtype
-    return None if format is None else Quantisation(format, recipe.exact)
