@@ -1,11 +1,16 @@
 """The model to evaluate, in memory: an adapter merged into its base, which then costs nothing at inference."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from neuroada.errors import UserError
 from neuroada.evaluation.source import Source
+from neuroada.files import read_json
+from neuroada.hf.loading import load_config
+from neuroada.hf.quantised import pretrained_quantised, stored_quantisation
+from neuroada.quantised import Quantisation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,9 +31,14 @@ def load(source: Source, dtype: str, device: torch.device) -> tuple["PreTrainedM
     auto = torch.float32 if device.type == "cpu" else "auto"
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.model)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.model, dtype=DTYPES.get(dtype, auto), device_map={"": device}
-        )
+        quantisation = quantisation_of(source.model, source.adapter)
+        if quantisation is not None:
+            chosen = DTYPES.get(dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
+            model = pretrained_quantised(AutoModelForCausalLM, source.model, chosen, quantisation, device)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.model, dtype=DTYPES.get(dtype, auto), device_map={"": device}
+            )
     except (OSError, ValueError) as error:
         hint = "give its folder as --base-model DIR" if source.adapter else "give the folder of a causal LM"
         raise UserError(f"model: {source.model!r} cannot be loaded ({str(error)[:200]}); {hint}") from None
@@ -45,3 +55,12 @@ def load(source: Source, dtype: str, device: torch.device) -> tuple["PreTrainedM
                 "give the base it was trained on as --base-model DIR"
             ) from None
     return model.eval(), tokenizer
+
+
+def quantisation_of(model: str, adapter: Path | None) -> Quantisation | None:
+    """How the base is to be stored: as the adapter was trained over it, else as the model's own files are."""
+    if adapter is not None:
+        path = adapter / "adapter_config.json"
+        named = read_json(path).get("base_quantisation")
+        return Quantisation.from_json(named, f"{path}: base_quantisation") if named else None
+    return stored_quantisation(load_config(model), model)

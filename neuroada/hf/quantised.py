@@ -12,9 +12,10 @@ from torch import nn
 
 from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
+from neuroada.hf.loading import build_empty
 from neuroada.hf.tensor_files import Checkpoint, resolve
 from neuroada.hf.weights import fill, wanted
-from neuroada.quantised import Quantisation
+from neuroada.quantised import PackedRows, Quantisation, QuantisedLinear, quantise
 
 KEY = "quantization_config"
 """Of config.json, as transformers has it: one that does not know our method refuses the folder, in words."""
@@ -51,6 +52,19 @@ def choose_quantisation(recipe: Recipe, config: Any) -> Quantisation | None:
             f"original checkpoint, or leave base out"
         )
     return asked or stored
+
+
+def quantised_layers(source: str, quantisation: Quantisation) -> dict[str, PackedRows]:
+    """The layers of the causal LM in a folder that are quantised, by module name, without a weight."""
+    from transformers import AutoModelForCausalLM
+
+    model = quantise(build_empty(AutoModelForCausalLM, source, torch.bfloat16, "sdpa"), quantisation)
+    return {name: module.rows for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
+
+
+def pretrained_quantised(auto: Any, source: str, dtype: torch.dtype, quantisation: Quantisation, device: Any) -> Any:
+    """The base model by the transformers class `auto`, quantised, on one device."""
+    return load_quantised(quantise(build_empty(auto, source, dtype, "sdpa"), quantisation), source, device)
 
 
 def without_zero_init() -> AbstractContextManager[None]:

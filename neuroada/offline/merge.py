@@ -16,6 +16,7 @@ from neuroada.adapter.names import match
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor, read_json
 from neuroada.hf.tensor_files import FLOATS, Checkpoint
+from neuroada.offline.merge_quantised import merge_quantised
 from neuroada.offline.module_weights import merge_whole, verify_logits
 from neuroada.offline.output import companions, copy_companions, new_folder
 from neuroada.offline.rewrite import rewrite
@@ -75,9 +76,18 @@ class Adapter:
 
 
 def merge(
-    adapter: Path, base: Path, out: Path, *, keep_base: bool = True, verify: bool = False, progress: bool = False
+    adapter: Path,
+    base: Path,
+    out: Path,
+    *,
+    keep_base: bool = True,
+    verify: bool = False,
+    progress: bool = False,
+    original: bool = False,
 ) -> dict[str, Any]:
     """Write the merged model to `out`, an ordinary Hugging Face folder in the base's dtype; returns what was done.
+
+    An adapter of a quantised base: see `merge_quantised`, which `original` is for.
 
     The same bits as PEFT's merge_and_unload. Memory: the adapter, the base values under its connections (kept in
     `KEPT` for `unmerge`, if `keep_base`) and one block of the checkpoint. `out` appears only when everything was
@@ -96,6 +106,12 @@ def merge(
         return _report(out, started, method=config.peft_type.value, verified=verify)
 
     contents = _read_adapter(adapter, config)
+    if config.base_quantisation is not None:
+        if contents.whole or verify:
+            what = "--verify" if verify else f"--adapter {adapter}: modules_to_save"
+            raise UserError(f"{what}: not with an adapter of a quantised base; merge it by PEFT's merge_and_unload")
+        done = merge_quantised(contents.connections, config, base, out, original=original, progress=progress)
+        return _report(out, started, method="NEUROADA", **done)
     edits: dict[str, Entries | Whole] = {}
     names = {}
     for module, (idx, delta) in contents.connections.items():
