@@ -7,6 +7,7 @@ parameter is sharded, how that parameter becomes the matrix in a pass (`format`)
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -23,6 +24,7 @@ class BaseWeight:
 
     format: WeightFormat = PLAIN
     quantisation: Quantisation | None = None
+    writable: ClassVar[bool] = True  # else `merge` makes the layer dense first, by `dequantised`
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -33,7 +35,9 @@ class BaseWeight:
         """Whether `module`'s forward is a product with a weight stored in this way, and nothing else."""
         weight = module._parameters.get("weight")
         own_forward = type(module).forward is not nn.Linear.forward
-        return isinstance(module, nn.Linear) and not own_forward and weight is not None and weight.is_floating_point()
+        # By type too: torchao's quantised tensors say that they are floating point.
+        plain = type(weight).__module__.partition(".")[0] == "torch" and weight.is_floating_point()  # type: ignore[union-attr]
+        return isinstance(module, nn.Linear) and not own_forward and plain
 
     def _sizes(self) -> tuple[int, int]:
         return self.layer.out_features, self.layer.in_features  # type: ignore[return-value]
@@ -62,6 +66,10 @@ class BaseWeight:
     def beside(self, param: torch.Tensor) -> AbstractContextManager[tuple[slice, torch.Tensor]]:
         """`own_rows`' rows of a parameter [out, .] of the adapter."""
         return sharding.own_rows(param)
+
+    def dequantised(self) -> nn.Linear:
+        """Of one that is not writable: a dense layer of the same values."""
+        raise NotImplementedError
 
     def join_rows(self, values: torch.Tensor) -> torch.Tensor:
         """All rows, on every rank, of what each computed from its `own_rows`: [out, .]. Collective."""
@@ -107,6 +115,7 @@ class QuantisedWeight(BaseWeight):
     """Packed bytes, whose rows are the neurons: sharded as they are, and decoded by whoever stores them."""
 
     layer: QuantisedLinear
+    writable = False
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__(layer)
@@ -132,6 +141,9 @@ class QuantisedWeight(BaseWeight):
             exact = self.layer.quantisation.exact
             yield rows, self.layer.rows.ranking(packed) if k <= exact else self.format.scratch(packed)
 
+    def dequantised(self) -> nn.Linear:
+        return self.layer.dequantised()
+
     def write_rows(self, rows: slice, values: torch.Tensor) -> None:
         raise TypeError("a quantised weight is never written: to quantise it again would lose the deltas")
 
@@ -153,5 +165,5 @@ def base_weight(layer: nn.Module, name: str) -> BaseWeight:
     elif weight is None:
         problem += "whose weight is computed from other parameters"
     else:
-        problem += f"quantised ({weight.dtype})"
+        problem += f"quantised ({type(weight).__name__}, {weight.dtype})"
     raise UserError(f"target_modules: {name} {problem}; leave it out of target_modules")

@@ -23,7 +23,7 @@ def record_base(config: NeuroAdaConfig, layers: Iterable[NeuroAdaLinear], adapte
     """Note in an adapter's configuration which base it was trained on. Collective when sharded."""
     found = [layer for layer in layers if adapter in layer.neuroada_idx]
     config.base_fingerprint, quantisation = fingerprint(found, adapter), _quantisation(found)
-    config.base_quantisation = quantisation and quantisation.as_json()
+    config.base_quantisation = None if quantisation is None else quantisation.as_json()
 
 
 def check_base(config: NeuroAdaConfig, layers: Sequence[NeuroAdaLinear], adapter: str) -> None:

@@ -148,12 +148,12 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def _dequantise(self) -> None:
         """Before a merge: a quantised base becomes a dense one of the very values the adapter was trained on."""
-        if self.base.quantisation is None:
+        if self.base.writable:
             return
         if not sharding.is_whole(self.base.stored):
             raise UserError(f"{self.name}: a quantised weight that is sharded is not merged; use `neuroada merge`")
         with brought(self.base_layer):
-            self.base_layer = self.base_layer.dequantised()
+            self.base_layer = self.base.dequantised()
         self.base = base_weight(self.base_layer, self.name)
 
     def unmerge(self) -> None:

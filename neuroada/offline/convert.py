@@ -32,7 +32,8 @@ def convert(source: Checkpoint, out: Path, changes: Mapping[str, Stored], progre
 
     An index there is rewritten. Memory: one block.
     """
-    total, places = 0, {}
+    total = 0
+    places: dict[str, str] = {}
     with one_thread(), tqdm(total=source.size, unit="B", unit_scale=True, disable=not progress, leave=False) as bar:
         for path in source.files:
             tensors = sorted((t for t in source.tensors.values() if t.file == path), key=lambda tensor: tensor.start)

@@ -32,8 +32,10 @@ class Dense:
 
     def __init__(self, rows: PackedRows, packed: bool, original: bool, connections: Any, dtype: torch.dtype) -> None:
         self.rows, self.packed, self.original, self.dtype = rows, packed, original, dtype
+        self.idx: Any
+        self.delta: Any
         self.idx, self.delta = connections or (None, None)
-        self.base = torch.empty(0) if self.idx is None else torch.empty(self.delta.shape, dtype=dtype)
+        self.base = torch.empty(0) if connections is None else torch.empty(self.delta.shape, dtype=dtype)
         self.error = self.norm = 0.0
 
     def __call__(self, first: int, rows: torch.Tensor) -> torch.Tensor:

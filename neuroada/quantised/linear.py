@@ -37,6 +37,7 @@ class QuantisedLinear(nn.Module):
         name: str = "weight",
     ) -> None:
         super().__init__()
+        self.bias: nn.Parameter | None
         self.in_features, self.out_features, self.dtype = in_features, out_features, dtype
         self.rows = PackedRows(quantisation, in_features, name)
         self.format = PackedFormat(self.rows, dtype)
