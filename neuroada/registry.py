@@ -57,6 +57,8 @@ METHODS = Registry(
     {
         "neuroada": "neuroada.methods.neuroada:NeuroAda",
         "lora": "neuroada.methods.lora:Lora",
+        "dora": "neuroada.methods.dora:Dora",
+        "bitfit": "neuroada.methods.bitfit:BitFit",
         "shira": "neuroada.methods.shira:Shira",
         "supertuning": "neuroada.methods.supertuning:SuperTuning",
         "masked": "neuroada.methods.masked:Masked",

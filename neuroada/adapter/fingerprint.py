@@ -1,53 +1,37 @@
 """A checksum of the base weights under an adapter's connections: does this adapter belong to these weights?"""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 
 import torch
 
 from neuroada import sharding
-from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.layer import NeuroAdaLinear
-from neuroada.errors import UserError
-from neuroada.quantised import Quantisation
+from neuroada.quantised import FORMATS, Quantisation
 
 Connections = tuple[str, torch.Tensor, torch.Tensor]
 
 
 def fingerprint(layers: Iterable[NeuroAdaLinear], adapter: str) -> str:
-    """The checksum of the layers that carry this adapter. Collective when sharded."""
-    return checksum(_connections(layers, adapter))
+    """The checksum of the layers that carry this adapter, after the base's format if it is quantised: "nf4:20:...".
 
-
-def record_base(config: NeuroAdaConfig, layers: Iterable[NeuroAdaLinear], adapter: str) -> None:
-    """Note in an adapter's configuration which base it was trained on. Collective when sharded."""
-    found = [layer for layer in layers if adapter in layer.neuroada_idx]
-    config.base_fingerprint, quantisation = fingerprint(found, adapter), _quantisation(found)
-    config.base_quantisation = None if quantisation is None else quantisation.as_json()
-
-
-def check_base(config: NeuroAdaConfig, layers: Sequence[NeuroAdaLinear], adapter: str) -> None:
-    """Refuse an adapter that was trained on another base: other weights, or weights stored otherwise.
-
-    Both are compared: with exact entries, a quantised base has the original's values under the connections.
+    The format belongs to it: with exact entries, a quantised base has the original's values under the connections.
+    Collective when sharded.
     """
-    if config.base_fingerprint is None:
-        return
-    remedy = "load it over the base model it names, or set base_fingerprint to null in its adapter_config.json"
-    named, found = config.base_quantisation, _quantisation(layers)
-    trained = named and Quantisation.from_json(named, f"adapter {adapter!r}: base_quantisation")
-    if trained != found:
-        told = [what.describe() if what else "not quantised" for what in (trained, found)]
-        raise UserError(f"adapter {adapter!r} was trained on a base {told[0]}, this one is {told[1]}: {remedy}")
-    if (here := fingerprint(layers, adapter)) != config.base_fingerprint:
-        raise UserError(
-            f"adapter {adapter!r} was trained on other base weights (base_fingerprint {config.base_fingerprint}, here "
-            f"{here}): {remedy}"
-        )
+    found = [layer for layer in layers if adapter in layer.neuroada_idx]
+    quantisation = next((layer.quantisation for layer in found if layer.quantisation), None)
+    return with_format(quantisation, checksum(_connections(found, adapter)))
 
 
-def _quantisation(layers: Iterable[NeuroAdaLinear]) -> Quantisation | None:
-    return next((layer.quantisation for layer in layers if layer.quantisation), None)
+def with_format(quantisation: Quantisation | None, found: str) -> str:
+    return found if quantisation is None else f"{quantisation.format}:{quantisation.exact}:{found}"
+
+
+def quantisation_in(base_fingerprint: str | None) -> Quantisation | None:
+    """How the base was quantised that has this fingerprint."""
+    match = re.fullmatch(rf"({'|'.join(FORMATS)}):(\d+):[0-9a-f]+", base_fingerprint or "")
+    return Quantisation(match[1], int(match[2])) if match else None
 
 
 def checksum(connections: Iterable[Connections]) -> str:

@@ -7,14 +7,13 @@ neuroada fetch data math
 import argparse
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.sources.datasets import SUITES, fetch_data
 from neuroada.sources.models import ABOUT, fetch_model
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="neuroada fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
 
     model = kinds.add_parser(

@@ -10,14 +10,14 @@ import argparse
 import json
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.errors import UserError
+from neuroada.files import check_free
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments, as far as they can be judged without a heavy import."""
-    parser = argparse.ArgumentParser(
-        prog="neuroada merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="the adapter's folder (any of PEFT's methods)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write; must not exist")
     parser.add_argument("--base-model", metavar="DIR_OR_ID", help="default: the one adapter_config.json names")
@@ -49,8 +49,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise UserError(f"--adapter {args.adapter}: no adapter_config.json there; give a trained adapter's folder")
     if args.base_model and args.base_model.startswith((".", "/", "~")) and not Path(args.base_model).is_dir():
         raise UserError(f"--base-model {args.base_model}: no such folder; give one with safetensors in it, or a hub id")
-    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        raise UserError(f"--out {args.out}: is already there; choose a new folder or remove it")
+    check_free(args.out, "--out ")
     return args
 
 

@@ -2,19 +2,20 @@
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from neuroada.config.data import Data
-from neuroada.config.section import Section
+from neuroada.config.section import Section, Text
 from neuroada.errors import UserError
+from neuroada.files import check_schema, parse_yaml, read_yaml, write_yaml
 from neuroada.registry import ENGINES, METHODS
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Positive = Annotated[int, Field(ge=1)]
+LARGEST = 1 << 31  # of counts: what torch and numpy index with, and more than anybody trains
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -30,20 +31,25 @@ class Adapter(Section):
 
     method: Annotated[str, AfterValidator(METHODS.check)] = Field(
         default="neuroada",
-        description="neuroada, lora, shira, supertuning, masked, full, head (a classifier alone, its encoder frozen), "
+        description="neuroada, lora, dora, bitfit, shira, supertuning, masked, full, head (a classifier alone), "
         "or an installed package's",
     )
     k: Positive = Field(default=20, description="trained connections of each neuron; of neuroada and masked")
     selection: Literal["magnitude", "gradient", "reverse", "random"] = Field(
         default="magnitude", description="how the connections are chosen"
     )
-    selection_file: str | None = Field(
+    selection_file: Text | None = Field(
         default=None, description="connections chosen before, by `neuroada select`; instead of `selection`"
     )
-    target_modules: Annotated[list[str], Field(min_length=1)] = Field(
+    target_modules: Annotated[list[Text], Field(min_length=1)] = Field(
         description="names of Linear modules, or their ends after a dot"
     )
-    rank: Positive = Field(default=8, description="of lora; of shira, which then has as many trainable parameters")
+    rank: Positive = Field(
+        default=8, description="of lora and dora; of shira, which then has as many trainable parameters"
+    )
+    lora_alpha: Positive | None = Field(
+        default=None, description="of lora and dora: the change is scaled by lora_alpha / rank; null: 2 x rank"
+    )
     sparsity: Fraction = Field(default=0.99, description="of supertuning: the share of each weight that stays frozen")
     kernel: Literal["auto", "triton", "dense"] = Field(
         default="auto",
@@ -89,7 +95,7 @@ class Optimizer(Section):
 class Train(Section):
     """How long, on how much at once, in which numbers."""
 
-    epochs: Annotated[float, Field(gt=0)] = Field(default=3, description="passes over the training set")
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(default=3, description="passes over the training set")
     max_steps: Positive | None = Field(default=None, description="ends the run, and its schedule, earlier")
     global_batch_size: Positive = Field(
         default=16, description="sequences of an optimizer step, whatever the world size"
@@ -97,7 +103,9 @@ class Train(Section):
     micro_batch_size: Positive = Field(
         default=2, description="sequences in one forward pass of a rank, at most; accumulation follows"
     )
-    max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of prompt and answer together")
+    max_length: Annotated[int, Field(ge=8, le=1 << 24)] = Field(
+        default=512, description="tokens of prompt and answer together"
+    )
     packing: bool | Literal["fill"] = Field(
         default=True,
         description="the sequences of a micro batch end to end in one row, without padding; fill: besides, as many "
@@ -106,13 +114,15 @@ class Train(Section):
     dtype: Literal["bf16", "fp32"] = Field(
         default="bf16", description="of the frozen weights and of the compute; deltas are fp32"
     )
-    seed: int = Field(default=42, description="of the order of the data, of dropout and of random choices")
-    held_out: Annotated[int, Field(ge=0)] = Field(
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = Field(
+        default=42, description="of the order of the data, of dropout and of random choices"
+    )
+    held_out: Annotated[int, Field(ge=0, le=LARGEST)] = Field(
         default=0, description="training questions left out, twice: as validation set and as test set"
     )
     activation_checkpointing: bool = Field(default=False, description="less memory for about a third more computation")
     log_every: Positive = Field(default=1, description="steps from one line of metrics.jsonl to the next")
-    step_timeout_minutes: Annotated[float, Field(gt=0)] = Field(
+    step_timeout_minutes: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         default=30, description="of one step, and of the start: then the job ends instead of waiting for a lost rank"
     )
 
@@ -149,7 +159,7 @@ class Engine(Section):
     name: Annotated[str, AfterValidator(ENGINES.check)] = Field(
         default="deepspeed", description="single, deepspeed or fsdp2"
     )
-    ds_config: str = Field(default="zero2", description="of deepspeed: a file of ds_configs/, or a path")
+    ds_config: Text = Field(default="zero2", description="of deepspeed: a file of ds_configs/, or a path")
 
 
 class Evaluate(Section):
@@ -165,7 +175,7 @@ class Evaluate(Section):
         default=None, description="the run ends after so many measurements without a better one"
     )
 
-    tasks: list[str] | None = Field(
+    tasks: list[Text] | None = Field(
         default=None, description="tasks to score; null: none, and of a glue/ task that task itself"
     )
     limit: Positive | None = Field(default=None, description="the first so many examples of each")
@@ -176,11 +186,11 @@ class Evaluate(Section):
 
 
 class Recipe(Section):
-    model: str = Field(description="hub id or folder")
-    task: str | None = Field(default=None, description="what to train on: a row of the task table, see docs/tasks.md")
+    model: Text = Field(description="hub id or folder")
+    task: Text | None = Field(default=None, description="what to train on: a row of the task table, see docs/tasks.md")
     data: Data | None = Field(default=None, description="or own data, see docs/data.md")
     objective: Objective = Objective()
-    data_dir: str = Field(
+    data_dir: Text = Field(
         default="data", description="the folder that holds `NAME/train.json` and `NAME/test.json`, and encoded data"
     )
     base: Base = Base()
@@ -190,7 +200,7 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     engine: Engine = Engine()
     evaluate: Evaluate = Evaluate()
-    output_dir: str = Field(description="the run's folder")
+    output_dir: Text = Field(description="the run's folder")
     report_to: list[Literal["wandb"]] = Field(
         default=[], description="besides TensorBoard and metrics.jsonl, which are always written"
     )
@@ -263,7 +273,7 @@ class Recipe(Section):
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe: this file alone reproduces the run."""
-        path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
+        write_yaml(path, self.model_dump())
 
 
 def load_recipe(name: str, overrides: list[str] = []) -> Recipe:  # noqa: B006 (never changed)
@@ -273,18 +283,17 @@ def load_recipe(name: str, overrides: list[str] = []) -> Recipe:  # noqa: B006 (
         UserError: every error in one line: the field, its value, what would be right.
     """
     path = _find(name)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not YAML: {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"recipe {path}: must be a mapping of fields, is {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"recipe {path.stem}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    return check_schema(Recipe, values, f"recipe {path.stem}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a run wrote. UserError as of `load_recipe`."""
+    return check_schema(Recipe, read_yaml(path), str(path), "remove it, or choose another folder")
 
 
 def _find(name: str) -> Path:
@@ -305,32 +314,4 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise UserError(f"{key}: {parent} is a value, not a section")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not YAML") from None
-
-
-def _section(path: tuple[str | int, ...]) -> Any:
-    """The class of the section at `path` in a recipe."""
-    section: Any = Recipe
-    for part in path:
-        if isinstance(part, str):  # not a number in a list
-            section = section.model_fields[part].annotation
-        while not hasattr(section, "model_fields"):  # list[Section], Section | None
-            section = get_args(section)[0]
-    return section
-
-
-def _explain(error: Any) -> str:
-    """One error of pydantic's list: the field, its value, what would be right."""
-    field = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = list(_section(error["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.4)
-        return f"{field}: no such field; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
-    if error["type"] == "missing":
-        return f"{field}: missing"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{field} = {error['input']!r}: {error['msg'].lower()}"
+    values[last] = parse_yaml(text, f"{override[:200]!r}")

@@ -21,6 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from neuroada.data.formats import Chat, RowError
 from neuroada.errors import UserError
+from neuroada.files import read_text
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = [("user", "qzu0"), ("assistant", "qza0"), ("user", "qzu1"), ("assistant", "qza1")]
@@ -165,4 +166,4 @@ def _read_template(source: str) -> str:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"data.chat_template = {source}: no such file; write tokenizer, or the path of a .jinja file")
-    return path.read_text(encoding="utf-8")
+    return read_text(path, limit=1 << 20)

@@ -59,7 +59,7 @@ def _print_unit(where: str, unit: list[Tokens], encode: SourceEncoder, console: 
         name = f", {('chosen', 'rejected')[number]}" if len(unit) == 2 else ""
         longer = f", more than train.max_length = {limit} (excess_length: {excess})" if too_long else ""
         title = f"{where}{name}: {len(tokens)} tokens, {int(tokens.learnt.sum())} learnt{longer}"
-        console.rule(Text(title), align="left")
+        console.print(Text(f"\n{title}", "bold"))
         console.print(coloured(tokens, encode.tokenizer, kept, console.is_terminal))
 
 

@@ -21,6 +21,7 @@ import fsspec
 
 from neuroada.config.data import Dataset
 from neuroada.errors import UserError
+from neuroada.files import open_regular
 
 _JSON = (".json", ".jsonl", ".ndjson")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -64,8 +65,8 @@ class Source:
         if not self.files:
             digest.update(_hub_identity(self.spec).encode())
         for path in self.files:
-            with path.open("rb") as file:
-                digest.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())
+            with open_regular(path) as file:
+                digest.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
         return digest.hexdigest()
 
 
@@ -187,10 +188,12 @@ def _hub_identity(spec: Dataset) -> str:
     from huggingface_hub import HfApi
 
     try:
-        commit = HfApi().dataset_info(spec.path, revision=spec.revision).sha
+        content: Any = HfApi().dataset_info(spec.path, revision=spec.revision).sha
     except Exception:
-        commit = _hub(spec, streaming=False)._fingerprint
-    return json.dumps([spec.path, spec.name, spec.split, commit])
+        # The cached Arrow files lie in a folder that `datasets` names by the content they were made from.
+        cached = _hub(spec, streaming=False).cache_files
+        content = sorted(Path(file["filename"]).parts[-4:] for file in cached)
+    return json.dumps([spec.path, spec.name, spec.split, content])
 
 
 # ---- files

@@ -12,7 +12,6 @@ A unit is what the order of training counts: a sequence, or the two of a prefere
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -21,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import RootModel
 
 from neuroada.data.encoding import Counts, Tokens
+from neuroada.errors import UserError
+from neuroada.files import check_schema, explained, read_json, write_json
 
 _ARRAYS = {"tokens": np.int32, "learnt": np.uint8, "offsets": np.int64, "learnt_counts": np.int32, "rows": np.int64}
 _BUFFER = 2**16  # sequences held back before they are written
@@ -47,6 +49,10 @@ class Facts:
         """Take over what the encoder counted."""
         self.dropped = dict(counts.dropped)
         self.truncated, self.split, self.unrolled = counts.truncated, counts.split, counts.unrolled
+
+
+class FactsFile(RootModel[Facts]):
+    """facts.json."""
 
 
 class Writer:
@@ -86,8 +92,9 @@ class Writer:
         self._flush()
         for file in self.files.values():
             file.close()
-        (self.temporary / "facts.json").write_text(json.dumps(asdict(facts)), encoding="utf-8")
-        self.temporary.replace(self.folder)
+        write_json(self.temporary / "facts.json", asdict(facts))
+        with explained(self.folder):
+            self.temporary.replace(self.folder)
 
     def _flush(self) -> None:
         for name, dtype in _ARRAYS.items():
@@ -103,8 +110,13 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.facts = Facts(**json.loads((folder / "facts.json").read_text(encoding="utf-8")))
-        arrays = {name: _mapped(folder / name, dtype) for name, dtype in _ARRAYS.items()}
+        with explained(folder):
+            self.facts = check_schema(FactsFile, read_json(folder / "facts.json"), str(folder)).root
+            arrays = {name: _mapped(folder / name, dtype) for name, dtype in _ARRAYS.items()}
+        ends = arrays["offsets"]
+        counts = {len(ends) - 1, len(arrays["learnt_counts"]), len(arrays["rows"])}
+        if not len(ends) or len(counts) > 1 or {len(arrays["tokens"]), len(arrays["learnt"])} != {int(ends[-1])}:
+            raise UserError(f"{folder}: damaged encoded data; remove the folder, and they are made again")
         self.tokens, self.learnt, self.offsets = arrays["tokens"], arrays["learnt"], arrays["offsets"]
         self.learnt_counts, self.rows = arrays["learnt_counts"], arrays["rows"]
 

@@ -1,14 +1,17 @@
 """The model to evaluate, in memory: an adapter merged into its base, which then costs nothing at inference."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neuroada.adapter.adapter_file import read_config
+from neuroada.adapter.fingerprint import quantisation_in
+from neuroada.adapter.load import load_adapter
 from neuroada.errors import UserError
 from neuroada.evaluation.source import Source
-from neuroada.files import read_json
-from neuroada.hf.loading import load_config
+from neuroada.hf.loading import load_config, load_pretrained, load_tokenizer
+from neuroada.hf.model_folder import check_finite
 from neuroada.hf.quantised import pretrained_quantised, stored_quantisation
 from neuroada.quantised import Quantisation
 
@@ -24,43 +27,28 @@ def load(source: Source, dtype: str, device: torch.device) -> tuple["PreTrainedM
     `dtype`: fp32 | bf16 | auto: on a GPU as saved, on a CPU fp32. UserError: bf16 on a GPU without it, a model that
     cannot be loaded, an adapter that does not fit it.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"dtype: {torch.cuda.get_device_name(device)} has no bf16; give --dtype fp32")
     auto = torch.float32 if device.type == "cpu" else "auto"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.model)
-        quantisation = quantisation_of(source.model, source.adapter)
-        if quantisation is not None:
-            chosen = DTYPES.get(dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
-            model = pretrained_quantised(AutoModelForCausalLM, source.model, chosen, quantisation, device)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                source.model, dtype=DTYPES.get(dtype, auto), device_map={"": device}
-            )
-    except (OSError, ValueError) as error:
-        hint = "give its folder as --base-model DIR" if source.adapter else "give the folder of a causal LM"
-        raise UserError(f"model: {source.model!r} cannot be loaded ({str(error)[:200]}); {hint}") from None
+    field = "base-model: " if source.adapter is not None else "model: "
+    tokenizer = load_tokenizer(source.model, field)
+    quantisation = quantisation_of(source.model, source.adapter)
+    if quantisation is not None:
+        compute = DTYPES.get(dtype, torch.float32 if device.type == "cpu" else torch.bfloat16)
+        loaded: Any = pretrained_quantised(AutoModelForCausalLM, source.model, compute, quantisation, device)
+    else:
+        loaded = load_pretrained(
+            AutoModelForCausalLM, source.model, field, dtype=DTYPES.get(dtype, auto), device_map={"": device}
+        )
+    check_finite(loaded.named_parameters(), f"{field}{source.model}")
     if source.adapter is not None:
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, str(source.adapter)).merge_and_unload()
-        except UserError:
-            raise
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"adapter: {str(source.adapter)!r} does not fit {source.model!r} ({str(error)[:200]}); "
-                "give the base it was trained on as --base-model DIR"
-            ) from None
-    return model.eval(), tokenizer
+        loaded = load_adapter(loaded, source.adapter, f"{field}{source.model}").merge_and_unload()
+    return loaded.eval(), tokenizer
 
 
 def quantisation_of(model: str, adapter: Path | None) -> Quantisation | None:
     """How the base is to be stored: as the adapter was trained over it, else as the model's own files are."""
-    if adapter is not None:
-        path = adapter / "adapter_config.json"
-        named = read_json(path).get("base_quantisation")
-        return Quantisation.from_json(named, f"{path}: base_quantisation") if named else None
-    return stored_quantisation(load_config(model), model)
+    named = getattr(read_config(adapter), "base_fingerprint", None) if adapter is not None else None
+    return quantisation_in(named) or stored_quantisation(load_config(model), model)

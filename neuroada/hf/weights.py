@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from neuroada import sharding
 from neuroada.errors import UserError
+from neuroada.files import open_tensors
 from neuroada.quantised import PackedRows, QuantisedLinear
 
 
@@ -55,18 +55,15 @@ def fill(params: Iterable[Wanted], files: dict[str, Path]) -> None:
     for name, param, packed in params:
         if name not in files:
             raise UserError(f"model: the checkpoint has no tensor {name}; its files do not match its config.json")
-        try:
-            with safe_open(files[name], framework="pt") as file:
-                source, shape = file.get_slice(name), sharding.shape(param)
-                expected = tuple(shape) if packed is None else (shape[0], packed.inputs)
-                if tuple(source.get_shape()) != expected:
-                    raise UserError(
-                        f"model: {name} is {tuple(source.get_shape())} in {files[name].name}, {expected} by config.json"
-                    )
-                rows = sharding.layout(param).rows(param) or slice(0, shape[0])
-                values = source[rows.start : rows.stop]
-        except OSError as error:
-            raise UserError(f"model: {files[name]}: {error}") from None
+        with open_tensors(files[name]) as file:
+            source, shape = file.get_slice(name), sharding.shape(param)
+            expected = tuple(shape) if packed is None else (shape[0], packed.inputs)
+            if tuple(source.get_shape()) != expected:
+                raise UserError(
+                    f"model: {name} is {tuple(source.get_shape())} in {files[name].name}, {expected} by config.json"
+                )
+            rows = sharding.layout(param).rows(param) or slice(0, shape[0])
+            values = source[rows.start : rows.stop]
         sharding.write_rows(param, rows, _converted(values, param, packed, name))
 
 

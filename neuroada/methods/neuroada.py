@@ -20,6 +20,7 @@ from neuroada.quantised import Quantisation
 
 class NeuroAda(PeftMethod):
     name = "neuroada"
+    selects = True
     prefix = "neuroada_"
     values = ".neuroada_delta"
     strategies = (*WHOLE, "zero3", "fsdp2")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,10 @@ from torch import nn
 from neuroada.config.recipe import Recipe
 from neuroada.data import TokenData
 from neuroada.engines import Engine, evaluating
-from neuroada.engines.collectives import gather
+from neuroada.engines.collectives import gather, together
 from neuroada.files import write_json
 from neuroada.objectives.sampling import answer, prompts_of
+from neuroada.tasks.validation_file import read_measured
 
 if TYPE_CHECKING:
     from neuroada.objectives.own_data import OwnData
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class LossValidation:
     """Measures the loss every evaluate.every_steps, or at the end of every epoch, and at the end of the run.
 
-    `measured`: {"step", "loss", "samples"} of each time, samples as {"prompt", "expected", "answer"}. They are written
-    to validation.json in the run's folder, from which a resumed run goes on.
+    `measured`: {"step", "loss", "samples"} of each time, samples as {"prompt", "expected", "answer"}; step 0 is the
+    model before training. They are written to validation.json in the run's folder, from which a resumed run goes on.
     """
 
     def __init__(self, engine: Engine, recipe: Recipe, objective: OwnData, data: TokenData, examples: int) -> None:
@@ -37,8 +37,16 @@ class LossValidation:
         self.measured: list[dict[str, Any]] = []
 
     def resume(self, first: int) -> None:
-        found = json.loads(self.file.read_text()) if self.engine.rank == 0 and self.file.is_file() else {"measured": []}
-        self.measured = [entry for entry in gather(self.engine, found)[0]["measured"] if entry["step"] <= first]
+        found: list[dict[str, Any]] = []
+        with together(self.engine):
+            if self.engine.rank == 0 and self.file.is_file():
+                found = read_measured(self.file)
+        self.measured = [entry for entry in gather(self.engine, found)[0] if entry["step"] <= first]
+        if first == 0:
+            with evaluating(self.engine.model):
+                self.measured = [{"step": 0, "loss": self._loss(), "samples": []}]
+            if self.engine.rank == 0:
+                print(f"validation loss before training: {self.measured[0]['loss']:.4f}", flush=True)
 
     def due(self, step: int, steps: int) -> bool:
         every, size = self.recipe.evaluate.every_steps, self.recipe.train.global_batch_size
@@ -47,7 +55,7 @@ class LossValidation:
         return step == steps or step * size // self.examples > (step - 1) * size // self.examples
 
     def improved(self, model: nn.Module, step: int) -> bool:
-        best = min((entry["loss"] for entry in self.measured), default=math.inf)
+        best = min((entry["loss"] for entry in self._trained()), default=math.inf)
         with evaluating(self.engine.model):
             loss, samples = self._loss(), self._samples()
         self.measured.append({"step": step, "loss": loss, "samples": samples})
@@ -63,17 +71,17 @@ class LossValidation:
 
     def exhausted(self) -> bool:
         patience = self.recipe.evaluate.early_stopping_patience
-        return patience is not None and len(self.measured) - 1 - self._best() >= patience
+        losses = [entry["loss"] for entry in self._trained()]
+        return patience is not None and bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= patience
 
     def finish(self, saved: Path) -> None:
         if self.engine.rank == 0:
-            best = self.measured[self._best()]
-            print(f"best validation loss {best['loss']:.4f} at step {best['step']}: that adapter is in {saved}")
+            best = min(self._trained(), key=lambda entry: entry["loss"])
+            before = f", from {self.measured[0]['loss']:.4f} before training" if self.measured[0]["step"] == 0 else ""
+            print(f"best validation loss {best['loss']:.4f} at step {best['step']}{before}: saved in {saved}")
 
-    def _best(self) -> int:
-        """The number of the best measurement, 0 where there is none yet."""
-        losses = [entry["loss"] for entry in self.measured]
-        return losses.index(min(losses)) if losses else 0
+    def _trained(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.measured if entry["step"] > 0]
 
     def _loss(self) -> float:
         """Over all held-out items. Collective; every rank runs as many forward passes."""

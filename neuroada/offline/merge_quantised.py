@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from neuroada.adapter.fingerprint import checksum
-from neuroada.adapter.names import match
+from neuroada.adapter.adapter_file import AdapterFile
+from neuroada.adapter.fingerprint import checksum, with_format
 from neuroada.errors import UserError
-from neuroada.files import write_json
+from neuroada.files import new_folder, write_json
+from neuroada.files.names import match
+from neuroada.hf.model_folder import FLOATS
 from neuroada.hf.quantised import KEY, quantised_layers
-from neuroada.hf.tensor_files import DTYPES, FLOATS, Checkpoint
+from neuroada.hf.tensor_files import DTYPES, Checkpoint
 from neuroada.offline.convert import Stored, convert
-from neuroada.offline.output import companions, copy_companions, new_folder
+from neuroada.offline.output import companions, copy_companions
 from neuroada.ops import adapted, read_entries, unpack_indices, write_entries
 from neuroada.quantised import PackedRows, Quantisation
-
-Connections = dict[str, tuple[torch.Tensor, torch.Tensor]]  # module -> idx [out, 2k] uint8, delta [out, k]
 
 
 class Dense:
@@ -56,7 +56,13 @@ class Dense:
 
 
 def merge_quantised(
-    connections: Connections, config: Any, base: Path, out: Path, *, original: bool = False, progress: bool = False
+    adapter: AdapterFile,
+    quantisation: Quantisation,
+    base: Path,
+    out: Path,
+    *,
+    original: bool = False,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Write the merged, dense model to `out`: over `base`, the original checkpoint or a quantised folder.
 
@@ -64,7 +70,7 @@ def merge_quantised(
     connections, one block. UserError: the base is not the one the adapter was trained on; `out` does not appear then.
     """
     source = Checkpoint(base, "--base-model ")
-    quantisation = Quantisation.from_json(config.base_quantisation, "--adapter: base_quantisation")
+    connections = adapter.connections
     packed = source.config.get(KEY) is not None
     if packed and Quantisation.from_json(source.config[KEY], f"--base-model {base}: {KEY}") != quantisation:
         raise UserError(
@@ -86,15 +92,16 @@ def merge_quantised(
         raise UserError(f"--base-model {base}: {min(unknown)} is not one of its quantised layers")
     size = sum(len(made.delta) * made.rows.inputs * 2 for made in dense.values() if made.idx is not None)
     size += source.size + sum(path.stat().st_size for path in companions(base))
-    with new_folder(out, size) as folder:
+    with new_folder(out, size=size, field="--out ") as folder:
         copy_companions(base, folder)
         written = convert(source, folder, changes, progress)
         write_json(folder / "config.json", {k: v for k, v in source.config.items() if k != KEY}, indent=2)
         found = checksum((module, connections[module][0], dense[module].base) for module in sorted(connections))
-        if config.base_fingerprint not in (None, found):
+        found = with_format(quantisation, found)
+        if found != adapter.config.base_fingerprint:
             raise UserError(
                 f"--base-model {base}: the adapter was trained on other base weights (base_fingerprint "
-                f"{config.base_fingerprint}, here {found}); give the folder it was trained on"
+                f"{adapter.config.base_fingerprint}, here {found}); give the folder it was trained on"
             )
     error, norm = (sum(getattr(made, name) for made in dense.values()) for name in ("error", "norm"))
     return {

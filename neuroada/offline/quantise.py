@@ -4,13 +4,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from neuroada.adapter.names import match
 from neuroada.errors import UserError
-from neuroada.files import write_json
+from neuroada.files import new_folder, write_json
+from neuroada.files.names import match
+from neuroada.hf.model_folder import FLOATS
 from neuroada.hf.quantised import KEY, quantised_layers
-from neuroada.hf.tensor_files import FLOATS, Checkpoint
+from neuroada.hf.tensor_files import Checkpoint
 from neuroada.offline.convert import Stored, convert
-from neuroada.offline.output import companions, copy_companions, new_folder
+from neuroada.offline.output import companions, copy_companions
 from neuroada.quantised import PackedRows, Quantisation
 
 
@@ -30,7 +31,7 @@ def quantise_folder(model: Path, out: Path, quantisation: Quantisation, progress
             raise UserError(f"--model {model}: has no floating point {module}.weight of {rows.inputs} columns")
         changes[tensor.name] = _packed(tensor.name, rows)
     size = source.size + sum(path.stat().st_size for path in companions(model))
-    with new_folder(out, size) as folder:
+    with new_folder(out, size=size, field="--out ") as folder:
         copy_companions(model, folder)
         written = convert(source, folder, changes, progress)
         write_json(folder / "config.json", source.config | {KEY: quantisation.as_json()}, indent=2)

@@ -1,5 +1,7 @@
 """The model card: README.md beside the trained weights, ready for the hub."""
 
+import json
+
 import yaml
 
 from neuroada.files import write_text
@@ -37,7 +39,7 @@ def card(run: RunFolder, method: type[Method]) -> str:
     if metadata:
         share = 100 * metadata["trainable"] / metadata["parameters"]
         lines += [f"{metadata['trainable']:,} trainable parameters, {share:.4f} % of {metadata['parameters']:,}.", ""]
-    use = method.usage.format(auto=objective.auto_name, base=run.model)
+    use = method.usage.format(auto=objective.auto_name, base=json.dumps(run.model, ensure_ascii=False))
     lines += ["## Use", "", "```python", use.rstrip(), "```", ""]
     lines += ["## Results", "", *results(run), ""]
     lines += ["## Training", "", "```yaml", run.shown_recipe.rstrip(), "```", ""]

@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from neuroada.errors import UserError
 from neuroada.files import write_text
 from neuroada.registry import METHODS
 from neuroada.reporting.card import write_card
@@ -131,7 +132,13 @@ def where_it_moved(run: RunFolder) -> str:
     """Heat maps over layers and projections: RMS of the change, and the change relative to the base weight."""
     method = METHODS.load(run.recipe["adapter"]["method"])
     saved = run.folder / method.folder
-    entries = moved(method, saved, run.base_folder) if saved.is_dir() else []
+    try:
+        entries = moved(method, saved, run.base_folder) if saved.is_dir() else []
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:  # tensors of other names and shapes
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{saved}: is not what the run's recipe.yaml trains ({reason}); save it again") from error
     if not entries or not any(entry["rms"] for entry in entries):
         return ""
     order = run.recipe["adapter"]["target_modules"]

@@ -38,7 +38,8 @@ class RecipeModelBuilder:
                 empty = self.empty(device)
             return load_quantised(empty, self.source, device)
         auto, options = self.objective.auto_class()
-        return load_pretrained(auto, self.source, self.dtype, self._attention(device), options)
+        attention = self._attention(device)
+        return load_pretrained(auto, self.source, options=options, dtype=self.dtype, attn_implementation=attention)
 
     def empty(self, device: torch.device) -> nn.Module:
         auto, options = self.objective.auto_class()

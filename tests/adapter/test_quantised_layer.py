@@ -122,11 +122,8 @@ def test_an_adapter_is_loaded_over_the_base_it_was_trained_on(tmp_path: Path) ->
     tuned.save_pretrained(str(tmp_path))
     again = PeftModel.from_pretrained(quantised_base("nf4", exact=3), str(tmp_path))
     assert logits(again).equal(logits(tuned))
-    for base, told in (
-        (make_base(**SIZES), "was trained on a base nf4, 3 exact entries a row, this one is not quantised"),
-        (quantised_base("int8", exact=3), "this one is int8, 3 exact entries a row"),
-    ):
-        with pytest.raises(UserError, match=told):
+    for base in (make_base(**SIZES), quantised_base("int8", exact=3)):
+        with pytest.raises(UserError, match=r"other base weights \(base_fingerprint nf4:3:"):
             PeftModel.from_pretrained(base, str(tmp_path))
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"base_fingerprint": None}))
@@ -135,7 +132,7 @@ def test_an_adapter_is_loaded_over_the_base_it_was_trained_on(tmp_path: Path) ->
 
 def test_an_adapter_of_a_dense_base_is_refused_over_a_quantised_one(tmp_path: Path) -> None:
     train_a_little(tune(make_base(**SIZES))).save_pretrained(str(tmp_path))
-    with pytest.raises(UserError, match="was trained on a base not quantised, this one is nf4"):
+    with pytest.raises(UserError, match=r"was trained on other base weights .* here nf4:3:"):
         PeftModel.from_pretrained(quantised_base("nf4", exact=3), str(tmp_path))
 
 

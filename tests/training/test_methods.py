@@ -23,7 +23,7 @@ from neuroada.tasks.table import get_task
 from neuroada.training.schedule import lr_at
 from neuroada.training.trainer import train
 
-METHODS = ("neuroada", "lora", "shira", "supertuning", "masked", "full")
+METHODS = ("neuroada", "lora", "dora", "shira", "supertuning", "masked", "full")
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_the_same_curve(curves: dict[tuple[str, str], Path], name: str, run: str
         for r in (run, "single")
     )
     assert found == pytest.approx(expected, rel=1e-5)
-    assert len(found) == 2 and found[1] < found[0]
+    assert len(found) == 3 and found[2] < found[1] < found[0]  # before training, after 4 steps, after 8
 
 
 def run_tiny(folder: Path, tiny: Path, *overrides: str) -> Path:
@@ -123,10 +123,11 @@ def test_early_stopping_saves_the_best(tmp_path: Path, tiny: Path, capsys: pytes
                     validation={"size": 8})  # fmt: skip
     folder = run_tiny(tmp_path, tiny, *wanted, f"output_dir={tmp_path / 'run'}")
     measured = json.loads((folder / "validation.json").read_text())["measured"]
-    best = min(measured, key=lambda entry: entry["loss"])
+    assert measured[0]["step"] == 0
+    best = min(measured[1:], key=lambda entry: entry["loss"])
     assert measured[-1]["step"] == best["step"] + 2 < 30
     assert len(best["samples"]) == 2 and best["samples"][0]["prompt"].endswith("is ")
-    assert f"best validation loss {best['loss']:.4f} at step {best['step']}" in capsys.readouterr().out
+    assert f"best validation loss {best['loss']:.4f} at step {best['step']}, from " in capsys.readouterr().out
     # The same command again trains no further.
     run_tiny(tmp_path, tiny, *wanted, f"output_dir={tmp_path / 'run'}")
     assert json.loads((folder / "validation.json").read_text())["measured"] == measured
