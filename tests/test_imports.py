@@ -12,7 +12,7 @@ LAYERS = [
     {"registry", "environment"},
     {"files"},
     {"config", "ops"},
-    {"sharding", "tasks"},
+    {"sharding", "tasks", "quantised"},
     {"adapter", "hf", "data"},
     {"offline", "engines", "sync"},
     {"objectives", "methods"},

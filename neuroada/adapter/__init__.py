@@ -13,6 +13,7 @@ from peft.mapping import (
     PEFT_TYPE_TO_TUNER_MAPPING,
 )
 
+from neuroada.adapter import foreign_weight as foreign_weight
 from neuroada.adapter.config import NeuroAdaConfig, NeuroAdaType
 from neuroada.adapter.gradient_selection import select_by_gradient
 from neuroada.adapter.hotswap import hotswap_adapter

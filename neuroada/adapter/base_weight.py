@@ -16,12 +16,15 @@ from neuroada import sharding
 from neuroada.adapter.hooks import brought
 from neuroada.errors import UserError
 from neuroada.ops import PLAIN, TRANSPOSED, WeightFormat
+from neuroada.quantised import Quantisation, QuantisedLinear
 
 
 class BaseWeight:
     """A Linear's weight, stored [out, in] and sharded along its rows."""
 
-    format: ClassVar[WeightFormat] = PLAIN
+    format: WeightFormat = PLAIN
+    quantisation: Quantisation | None = None
+    writable: ClassVar[bool] = True  # else `merge` makes the layer dense first, by `dequantised`
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -32,7 +35,9 @@ class BaseWeight:
         """Whether `module`'s forward is a product with a weight stored in this way, and nothing else."""
         weight = module._parameters.get("weight")
         own_forward = type(module).forward is not nn.Linear.forward
-        return isinstance(module, nn.Linear) and not own_forward and weight is not None and weight.is_floating_point()
+        # By type too: torchao's quantised tensors say that they are floating point.
+        plain = type(weight).__module__.partition(".")[0] == "torch" and weight.is_floating_point()  # type: ignore[union-attr]
+        return isinstance(module, nn.Linear) and not own_forward and plain
 
     def _sizes(self) -> tuple[int, int]:
         return self.layer.out_features, self.layer.in_features  # type: ignore[return-value]
@@ -59,9 +64,17 @@ class BaseWeight:
         with brought(self.layer), sharding.own_rows(self.stored) as (rows, values):
             yield rows, values
 
+    def ranked_rows(self, k: int) -> AbstractContextManager[tuple[slice, torch.Tensor]]:
+        """As `own_rows`, for selection: values whose k largest in each row are those of the original weight."""
+        return self.own_rows()
+
     def beside(self, param: torch.Tensor) -> AbstractContextManager[tuple[slice, torch.Tensor]]:
         """`own_rows`' rows of a parameter [out, .] of the adapter."""
         return sharding.own_rows(param)
+
+    def dequantised(self) -> nn.Linear:
+        """Of one that is not writable: a dense layer of the same values."""
+        raise NotImplementedError
 
     def join_rows(self, values: torch.Tensor) -> torch.Tensor:
         """All rows, on every rank, of what each computed from its `own_rows`: [out, .]. Collective."""
@@ -76,7 +89,7 @@ class BaseWeight:
 class TransposedWeight(BaseWeight):
     """transformers' Conv1D: stored [in, out], so that a shard is of inputs, and every rank works on all neurons."""
 
-    format = TRANSPOSED
+    format: WeightFormat = TRANSPOSED
 
     @staticmethod
     def serves(module: nn.Module) -> bool:
@@ -103,7 +116,44 @@ class TransposedWeight(BaseWeight):
         super().write_rows(slice(0, self.in_features), values.t())
 
 
-KINDS: list[type[BaseWeight]] = [BaseWeight, TransposedWeight]
+class QuantisedWeight(BaseWeight):
+    """Packed bytes, whose rows are the neurons: sharded as they are, and decoded by whoever stores them."""
+
+    layer: QuantisedLinear
+    writable = False
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__(layer)
+        self.format, self.quantisation = self.layer.format, self.layer.quantisation
+
+    @staticmethod
+    def serves(module: nn.Module) -> bool:
+        return isinstance(module, QuantisedLinear)
+
+    @property
+    def stored(self) -> nn.Parameter:
+        return self.layer.packed
+
+    @contextmanager
+    def own_rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        with super().own_rows() as (rows, packed):
+            yield rows, self.format.scratch(packed)
+
+    @contextmanager
+    def ranked_rows(self, k: int) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The original's largest entries are stored exactly; further ones are ranked by their dequantised values."""
+        with super().own_rows() as (rows, packed):
+            exact = self.layer.quantisation.exact
+            yield rows, self.layer.rows.ranking(packed) if k <= exact else self.format.scratch(packed)
+
+    def dequantised(self) -> nn.Linear:
+        return self.layer.dequantised()
+
+    def write_rows(self, rows: slice, values: torch.Tensor) -> None:
+        raise TypeError("a quantised weight is never written: to quantise it again would lose the deltas")
+
+
+KINDS: list[type[BaseWeight]] = [BaseWeight, TransposedWeight, QuantisedWeight]
 
 
 def base_weight(layer: nn.Module, name: str) -> BaseWeight:
@@ -120,5 +170,5 @@ def base_weight(layer: nn.Module, name: str) -> BaseWeight:
     elif weight is None:
         problem += "whose weight is computed from other parameters"
     else:
-        problem += f"quantised ({weight.dtype})"
+        problem += f"quantised ({type(weight).__name__}, {weight.dtype})"
     raise UserError(f"target_modules: {name} {problem}; leave it out of target_modules")

@@ -1,19 +1,37 @@
 """A checksum of the base weights under an adapter's connections: does this adapter belong to these weights?"""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 
 import torch
 
 from neuroada import sharding
 from neuroada.adapter.layer import NeuroAdaLinear
+from neuroada.quantised import FORMATS, Quantisation
 
 Connections = tuple[str, torch.Tensor, torch.Tensor]
 
 
 def fingerprint(layers: Iterable[NeuroAdaLinear], adapter: str) -> str:
-    """The checksum of the layers that carry this adapter. Collective when sharded."""
-    return checksum(_connections(layers, adapter))
+    """The checksum of the layers that carry this adapter, after the base's format if it is quantised: "nf4:20:...".
+
+    The format belongs to it: with exact entries, a quantised base has the original's values under the connections.
+    Collective when sharded.
+    """
+    found = [layer for layer in layers if adapter in layer.neuroada_idx]
+    quantisation = next((layer.quantisation for layer in found if layer.quantisation), None)
+    return with_format(quantisation, checksum(_connections(found, adapter)))
+
+
+def with_format(quantisation: Quantisation | None, found: str) -> str:
+    return found if quantisation is None else f"{quantisation.format}:{quantisation.exact}:{found}"
+
+
+def quantisation_in(base_fingerprint: str | None) -> Quantisation | None:
+    """How the base was quantised that has this fingerprint."""
+    match = re.fullmatch(rf"({'|'.join(FORMATS)}):(\d+):[0-9a-f]+", base_fingerprint or "")
+    return Quantisation(match[1], int(match[2])) if match else None
 
 
 def checksum(connections: Iterable[Connections]) -> str:

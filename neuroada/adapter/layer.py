@@ -48,6 +48,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         self.name = name
         self.base = base_weight(base_layer, name)
         self.in_features, self.out_features = self.base.in_features, self.base.out_features
+        self.quantisation = self.base.quantisation  # of the weights the adapter belongs to, which a merge makes dense
         self.neuroada_idx = AdapterParameters()
         self.neuroada_delta = AdapterParameters()
         self.unselected: set[str] = set()  # adapters whose connections are not known to be chosen or loaded
@@ -93,8 +94,9 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def select(self, adapter: str, config: NeuroAdaConfig) -> None:
         """Choose the adapter's connections from the weight. Collective where the weight is sharded."""
-        with self._base_rows() as (rows, weight):
-            k = config.k_of(self.name)
+        k = config.k_of(self.name)
+        ranked = config.selection == "magnitude" and not self.merged_adapters
+        with self.base.ranked_rows(k) if ranked else self._base_rows() as (rows, weight):
             idx = select_top_k(weight, k, config.selection, first_row=rows.start, seed=config.seed)
             self.set_connections(adapter, rows, idx, weight)
 
@@ -198,6 +200,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 raise UserError(f"adapter {name!r} has no connections in {self.name} yet: nothing can be merged")
         if self.tied and not sharding.is_whole(self.base.stored):
             raise UserError(f"{self.name} shares its sharded weight with another module; merge in one process")
+        self._dequantise()
         adapters = self.merged_adapters + names
         idx, delta = self._own_connections(adapters)
         with self._base_rows() as (rows, weight):
@@ -220,6 +223,16 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             if before:
                 self.merge(adapter_names=before)
             raise
+
+    def _dequantise(self) -> None:
+        """Before a merge: a quantised base becomes a dense one of the very values the adapter was trained on."""
+        if self.base.writable:
+            return
+        if not sharding.is_whole(self.base.stored):
+            raise UserError(f"{self.name}: a quantised weight that is sharded is not merged; use `neuroada merge`")
+        with brought(self.base_layer):
+            self.base_layer = self.base.dequantised()
+        self.base = base_weight(self.base_layer, self.name)
 
     def unmerge(self) -> None:
         """Put the base values back, to the bit."""

@@ -32,7 +32,7 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> No
     first = not dist.is_initialized() or dist.get_rank() == 0
     tensors: dict[str, torch.Tensor] = {}
     for name, param in model.named_parameters():
-        if not (param.requires_grad or (".neuroada_" in name and name.endswith(f".{adapter}"))):
+        if not (param.requires_grad or f".neuroada_idx.{adapter}." in name):
             continue
         with sharding.whole(param) as value:
             if first:

@@ -21,6 +21,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="the adapter's folder (any of PEFT's methods)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write; must not exist")
     parser.add_argument("--base-model", metavar="DIR_OR_ID", help="default: the one adapter_config.json names")
+    parser.add_argument(
+        "--into",
+        choices=("dequantised", "original"),
+        default="dequantised",
+        help="of an adapter of a quantised base: the weights it was trained on (default), or the original ones",
+    )
     parser.add_argument("--verify", action="store_true", help="compare logits before finishing (loads the whole model)")
     parser.add_argument(
         "--keep-base",
@@ -60,7 +66,12 @@ def main(argv: list[str]) -> None:
         source, revision = base_of(args.adapter) if args.base_model is None else (args.base_model, None)
 
         base = resolve(source, "--base-model", revision)
-        options = {"keep_base": args.keep_base, "verify": args.verify, "progress": not args.json}
+        options = {
+            "keep_base": args.keep_base,
+            "verify": args.verify,
+            "progress": not args.json,
+            "original": args.into == "original",
+        }
         done = merge(args.adapter, base, args.out, **options)
     if args.json:
         print(json.dumps(done))

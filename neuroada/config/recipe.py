@@ -71,6 +71,19 @@ class Adapter(Section):
         return self.selection == "gradient" or self.selection_file is not None
 
 
+class Base(Section):
+    """How the frozen Linear layers are stored (docs/quantised.md)."""
+
+    model_dtype: Literal["nf4", "int8", "fp8"] | None = Field(
+        default=None,
+        description="of the weights inside the model's blocks; null: as the model's files have them",
+    )
+    exact: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="the largest entries of each row, which keep their bf16 value; null: of neuroada, adapter.k",
+    )
+
+
 class Optimizer(Section):
     """AdamW, betas (0.9, 0.999), eps 1e-8, as published."""
 
@@ -186,6 +199,7 @@ class Recipe(Section):
     data_dir: Text = Field(
         default="data", description="the folder that holds `NAME/train.json` and `NAME/test.json`, and encoded data"
     )
+    base: Base = Base()
     adapter: Adapter
     optimizer: Optimizer
     train: Train = Train()
@@ -252,10 +266,16 @@ class Recipe(Section):
         deciding: dict[str, Any] = {"model": self.model, "task": self.task}
         if self.data is not None:
             deciding |= {f"objective.{field}": value for field, value in self.objective.model_dump().items()}
-        for name in ("adapter", "optimizer", "train"):
+        for name in ("base", "adapter", "optimizer", "train"):
             section = getattr(self, name).model_dump(exclude=FREE.get(name))
             deciding |= {f"{name}.{field}": value for field, value in section.items()}
         return deciding
+
+    @property
+    def exact(self) -> int:
+        """Of a quantised base: how many entries of each row keep their value."""
+        tuned = self.adapter.k if self.adapter.method == "neuroada" else 0
+        return tuned if self.base.exact is None else self.base.exact
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe: this file alone reproduces the run."""

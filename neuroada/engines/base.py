@@ -18,6 +18,7 @@ from neuroada import sharding
 from neuroada.config.recipe import Recipe
 from neuroada.environment import local_rank, world_size
 from neuroada.errors import UserError
+from neuroada.quantised import QuantisedLinear
 from neuroada.registry import ENGINES
 
 STATE = ("exp_avg", "exp_avg_sq")
@@ -125,7 +126,9 @@ def base_parameters(model: nn.Module) -> int:
     tuner = getattr(model, "base_model", None)  # of a model that PEFT wrapped; its own names begin with `prefix`
     added = (f".{getattr(tuner, 'prefix', 'neuroada_')}", ".modules_to_save.")
     counted = (param for name, param in model.named_parameters() if not any(part in name for part in added))
-    return sum(sharding.shape(param).numel() for param in counted)
+    packed = [module for module in model.modules() if isinstance(module, QuantisedLinear)]
+    hidden = sum(layer.out_features * (layer.in_features - layer.rows.row_bytes) for layer in packed)
+    return sum(sharding.shape(param).numel() for param in counted) + hidden
 
 
 def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:

@@ -4,7 +4,7 @@ The model is built on the meta device and gets its memory block by block, each s
 every rank reads its own rows from the checkpoint's files and selects on them. No rank ever holds more than a block.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from neuroada.engines.watchdog import collective_timeout
 from neuroada.environment import joining, rank, world_size
 from neuroada.errors import UserError
 from neuroada.hf.tensor_files import Checkpoint, resolve
-from neuroada.hf.weights import fill
+from neuroada.hf.weights import fill, wanted
 
 
 class Fsdp2Engine:
@@ -52,12 +52,7 @@ class Fsdp2Engine:
         base.tie_weights()
         fully_shard(model)
 
-        from_files = [
-            (_name_in_checkpoint(name, base.base_model_prefix, files), param)
-            for name, param in model.named_parameters()
-            if builder.checkpoint_has(name)
-        ]
-        fill(from_files, files)
+        fill(wanted(model, base.base_model_prefix, files, builder.checkpoint_has), files)
         builder.initialise(model)
         return model
 
@@ -102,9 +97,3 @@ class Fsdp2Engine:
                 state[key] = torch.zeros_like(param)
                 sharding.write_rows(state[key], everything, saved[key])
             self.optimizer.state[param] = state
-
-
-def _name_in_checkpoint(name: str, prefix: str, files: Container[str]) -> str:
-    """A checkpoint of the bare model, without a head, leaves out the model's `prefix`, such as "roberta."."""
-    name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-    return name if name in files else name.removeprefix(f"{prefix}.")

@@ -15,6 +15,7 @@ from neuroada import sharding
 from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor
+from neuroada.quantised import Quantisation
 from neuroada.registry import METHODS
 
 if TYPE_CHECKING:
@@ -90,6 +91,13 @@ class Method(ABC):
                 f"adapter.method = {self.name}: does not run under {strategy}: {reason}; use "
                 f"{' or '.join(name for name in self.strategies if name != 'zero0')}"
             )
+
+    def check_quantised(self, quantisation: Quantisation) -> None:
+        """Refuse a quantised base. UserError, unless the method trains beside weights that it only reads."""
+        raise UserError(
+            f"adapter.method = {self.name}: does not run over a quantised base ({quantisation.describe()}); use "
+            f"neuroada, or an unquantised model without base.model_dtype"
+        )
 
     def storage_dtype(self, compute: torch.dtype) -> torch.dtype:
         """The dtype that the base model's weights are loaded in, where the recipe computes in `compute`."""

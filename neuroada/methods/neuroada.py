@@ -10,10 +10,12 @@ from neuroada import sharding
 from neuroada.adapter import NeuroAdaConfig, NeuroAdaLinear
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.engines import Engine
+from neuroada.errors import UserError
 from neuroada.methods.base import WHOLE
 from neuroada.methods.connections import choose_connections
 from neuroada.methods.kernel import pin_kernel
 from neuroada.methods.peft_method import USAGE, PeftMethod
+from neuroada.quantised import Quantisation
 
 
 class NeuroAda(PeftMethod):
@@ -44,6 +46,15 @@ class NeuroAda(PeftMethod):
         train = self.recipe.train
         tokens = train.micro_batch_size * train.max_length
         pin_kernel(self.adapter.kernel, _layers(model), tokens, compute, device)
+
+    def check_quantised(self, quantisation: Quantisation) -> None:
+        if self.recipe.base.exact is None and quantisation.exact < self.adapter.k and not self.adapter.selects_later:
+            # A folder quantised for fewer connections: not what the recipe means by leaving base.exact out.
+            raise UserError(
+                f"adapter.k = {self.adapter.k}: model = {self.recipe.model} keeps {quantisation.exact} exact entries a "
+                f"row; quantise it with --exact {self.adapter.k}, or set base.exact = {quantisation.exact} to train on "
+                f"it as it is"
+            )
 
     def initialise(self, model: nn.Module) -> None:
         tuner = cast(Any, model)

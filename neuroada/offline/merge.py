@@ -12,12 +12,13 @@ from peft import TaskType
 
 from neuroada.adapter.adapter_file import AdapterFile, read_adapter, read_config
 from neuroada.adapter.config import NeuroAdaType
-from neuroada.adapter.fingerprint import checksum
+from neuroada.adapter.fingerprint import checksum, quantisation_in
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor, check_inside, load_tensors, new_folder, save_tensors
 from neuroada.files.names import match
 from neuroada.hf.model_folder import FLOATS, check_model_folder
 from neuroada.hf.tensor_files import DTYPES, Checkpoint
+from neuroada.offline.merge_quantised import merge_quantised
 from neuroada.offline.module_weights import merge_whole, verify_logits
 from neuroada.offline.output import companions, copy_companions
 from neuroada.offline.rewrite import rewrite
@@ -66,9 +67,18 @@ class Whole:
 
 
 def merge(
-    adapter: Path, base: Path, out: Path, *, keep_base: bool = True, verify: bool = False, progress: bool = False
+    adapter: Path,
+    base: Path,
+    out: Path,
+    *,
+    keep_base: bool = True,
+    verify: bool = False,
+    progress: bool = False,
+    original: bool = False,
 ) -> dict[str, Any]:
     """Write the merged model to `out`, an ordinary Hugging Face folder in the base's dtype; returns what was done.
+
+    An adapter of a quantised base: see `merge_quantised`, which `original` is for.
 
     The same bits as PEFT's merge_and_unload. Memory: the adapter, the base values under its connections (kept in
     `KEPT` for `unmerge`, if `keep_base`) and one block of the checkpoint. `out` appears only when everything was
@@ -88,6 +98,12 @@ def merge(
         return _report(out, started, method=config.peft_type, verified=verify)
 
     contents = read_adapter(adapter)
+    if (quantisation := quantisation_in(contents.config.base_fingerprint)) is not None:
+        if contents.whole or verify:
+            what = "--verify" if verify else f"--adapter {adapter}: modules_to_save"
+            raise UserError(f"{what}: not with an adapter of a quantised base; merge it by PEFT's merge_and_unload")
+        done = merge_quantised(contents, quantisation, base, out, original=original, progress=progress)
+        return _report(out, started, method="NEUROADA", **done)
     edits: dict[str, Entries | Whole] = {}
     names = {}
     for module, (idx, delta) in contents.connections.items():

@@ -17,4 +17,6 @@ def pack_indices(idx: torch.Tensor) -> torch.Tensor:
 
 def unpack_indices(idx_bytes: torch.Tensor) -> torch.Tensor:
     """[rows, 2k] uint8 -> [rows, k] int64."""
+    if not idx_bytes.shape[-1]:
+        return idx_bytes.long()  # no column at all: nothing to view as another dtype
     return idx_bytes.contiguous().view(torch.int16).long() & 0xFFFF

@@ -9,8 +9,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from neuroada.config.recipe import Recipe
 from neuroada.hf.loading import DTYPES
+from neuroada.hf.quantised import choose_quantisation
 from neuroada.methods import Method
 from neuroada.objectives import Objective
+from neuroada.quantised import quantise
 
 # Rows without padding need no mask, but transformers makes one wherever it sees a fake tensor (5.23): tell it not to.
 AttentionInterface.register("unmasked_sdpa", sdpa_attention_forward)
@@ -34,4 +36,7 @@ def on_meta(config: Any, recipe: Recipe, method: Method, objective: Objective, l
     attention = "unmasked_sdpa" if recipe.train.packed else "sdpa"
     with torch.device("meta"):
         base: nn.Module = auto.from_config(config, dtype=dtype, attn_implementation=attention)
+        if (quantisation := choose_quantisation(recipe, config)) is not None:
+            method.check_quantised(quantisation)
+            quantise(base, quantisation)
         return method.attach(base, objective.task_type)

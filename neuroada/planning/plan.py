@@ -65,7 +65,7 @@ class Plan:
     @property
     def parameters(self) -> int:
         """Of the base model."""
-        return sum(param.numel for param in self.step.params if param.kind == "weights")
+        return sum(param.entries for param in self.step.params if param.kind == "weights")
 
     @property
     def checkpoint_bytes(self) -> int:

@@ -23,6 +23,7 @@ from neuroada.objectives.micro_batch import MicroBatch
 from neuroada.planning.layers import decoder_layers
 from neuroada.planning.meta_model import on_meta
 from neuroada.planning.timeline import GRADIENTS, Recorder, Timeline, repeat_middle_layer
+from neuroada.quantised import QuantisedLinear
 
 RECORDED_LAYERS = 3
 
@@ -37,6 +38,7 @@ class Parameter:
     rows: int
     trained: bool
     layer: int | None
+    entries: int  # of the matrix; of a quantised one more than its bytes
 
     @property
     def nbytes(self) -> int:
@@ -178,6 +180,11 @@ def _owners(model: nn.Module, method: Method) -> Iterator[tuple[nn.Module, list[
     """
     layer_of = {id(module): number for number, layer in enumerate(decoder_layers(model)) for module in layer.modules()}
     names = {id(param): name for name, param in model.named_parameters()}
+    entries = {
+        id(module.packed): module.out_features * module.in_features
+        for module in model.modules()
+        if isinstance(module, QuantisedLinear)
+    }
     seen: set[int] = set()
     inside: set[int] = set()
     for module in model.modules():
@@ -191,11 +198,12 @@ def _owners(model: nn.Module, method: Method) -> Iterator[tuple[nn.Module, list[
             if id(param) not in seen:
                 seen.add(id(param))
                 shape = (_kind(names[id(param)], method), param.numel(), param.itemsize, len(param))
-                params.append(Parameter(*shape, param.requires_grad, layer_of.get(id(module))))
+                holds = entries.get(id(param), param.numel())
+                params.append(Parameter(*shape, param.requires_grad, layer_of.get(id(module)), holds))
         for name, buffer in module.named_buffers(recurse=False):
             if (kind := method.kind(f".{name}")) != "weights":
                 shape = (kind, buffer.numel(), buffer.itemsize, len(buffer))
-                params.append(Parameter(*shape, False, layer_of.get(id(module))))
+                params.append(Parameter(*shape, False, layer_of.get(id(module)), buffer.numel()))
         if params:
             yield module, params
 

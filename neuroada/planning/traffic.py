@@ -38,7 +38,7 @@ def step_flops(recipe: Recipe, config: Any, step: Step) -> int:
     """
     matrices = [p for p in step.params if p.kind in ("weights", "delta") and p.numel > p.rows]
     embeddings = config.vocab_size * config.hidden_size
-    in_layers = sum(p.numel for p in matrices if p.kind == "weights" and p.layer is not None)
+    in_layers = sum(p.entries for p in matrices if p.kind == "weights" and p.layer is not None)
     objective = objective_class(recipe.task, recipe.objective.name)
     head = embeddings if objective.vocabulary_head else 0  # tied or not, multiplied once
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

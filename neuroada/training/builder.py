@@ -4,10 +4,13 @@ import torch
 from torch import nn
 
 from neuroada.config.recipe import Recipe
+from neuroada.errors import UserError
 from neuroada.hf.attention import choose_attention
-from neuroada.hf.loading import DTYPES, build_empty, load_pretrained
+from neuroada.hf.loading import DTYPES, build_empty, load_config, load_pretrained
+from neuroada.hf.quantised import choose_quantisation, load_quantised, without_zero_init
 from neuroada.methods import Method, make_method
 from neuroada.objectives import Objective, make_objective
+from neuroada.quantised import quantise
 
 
 class RecipeModelBuilder:
@@ -16,6 +19,13 @@ class RecipeModelBuilder:
     def __init__(self, recipe: Recipe, method: Method, objective: Objective, compute: torch.dtype) -> None:
         self.recipe, self.method, self.objective = recipe, method, objective
         self.source, self.dtype = recipe.model, method.storage_dtype(compute)
+        self.quantisation = choose_quantisation(recipe, load_config(recipe.model))
+        if self.quantisation is not None:
+            method.check_quantised(self.quantisation)
+            if objective.task_type != "CAUSAL_LM":
+                raise UserError(
+                    f"base.model_dtype: task {recipe.task} has a classifier, whose base is not quantised; leave it out"
+                )
 
     @classmethod
     def of(cls, recipe: Recipe) -> "RecipeModelBuilder":
@@ -23,13 +33,18 @@ class RecipeModelBuilder:
         return cls(recipe, make_method(recipe), make_objective(recipe), DTYPES[recipe.train.dtype])
 
     def pretrained(self, device: torch.device) -> nn.Module:
+        if self.quantisation is not None:
+            with without_zero_init():
+                empty = self.empty(device)
+            return load_quantised(empty, self.source, device)
         auto, options = self.objective.auto_class()
         attention = self._attention(device)
         return load_pretrained(auto, self.source, options=options, dtype=self.dtype, attn_implementation=attention)
 
     def empty(self, device: torch.device) -> nn.Module:
         auto, options = self.objective.auto_class()
-        return build_empty(auto, self.source, self.dtype, self._attention(device), options)
+        model = build_empty(auto, self.source, self.dtype, self._attention(device), options)
+        return model if self.quantisation is None else quantise(model, self.quantisation)
 
     def attach(self, base: nn.Module) -> nn.Module:
         return self.method.attach(base, self.objective.task_type)
