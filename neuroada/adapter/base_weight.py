@@ -26,6 +26,8 @@ class BaseWeight:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.out_features, self.in_features = self._sizes()
+        if not hasattr(self, "neurons"):
+            self.neurons: tuple[int, ...] = (self.out_features,)  # of the adapter's parameters, [*neurons, .]
 
     @staticmethod
     def serves(module: nn.Module) -> bool:
@@ -58,6 +60,10 @@ class BaseWeight:
         """`own_rows`' rows of a parameter [out, .] of the adapter."""
         return sharding.own_rows(param)
 
+    def write_beside(self, param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:
+        """Set `rows` of a parameter of the adapter, as `own_rows` counts them; values [rows, .]. Collective."""
+        sharding.write_rows(param, rows, values)
+
     def join_rows(self, values: torch.Tensor) -> torch.Tensor:
         """All rows, on every rank, of what each computed from its `own_rows`: [out, .]. Collective."""
         return sharding.join_rows(self.stored, values)
@@ -66,6 +72,15 @@ class BaseWeight:
         """Set the rows that `own_rows` gave. Collective. A backward over the old values is refused from here on."""
         sharding.write_rows(self.stored, rows, values)
         torch.autograd.graph.increment_version(self.stored)
+
+
+class FalconWeight(BaseWeight):
+    """Falcon's Linear where it has no bias, which it would add in a second rounding."""
+
+    @staticmethod
+    def serves(module: nn.Module) -> bool:
+        falcon = type(module).__module__.startswith("transformers.") and type(module).__name__ == "FalconLinear"
+        return falcon and module.bias is None and module.weight.is_floating_point()
 
 
 class TransposedWeight(BaseWeight):
@@ -98,7 +113,7 @@ class TransposedWeight(BaseWeight):
         super().write_rows(slice(0, self.in_features), values.t())
 
 
-KINDS: list[type[BaseWeight]] = [BaseWeight, TransposedWeight]
+KINDS: list[type[BaseWeight]] = [BaseWeight, FalconWeight, TransposedWeight]
 
 
 def base_weight(layer: nn.Module, name: str) -> BaseWeight:

@@ -25,6 +25,8 @@ class NeuroAdaConfig(PeftConfig):
             caller runs: see `select_by_gradient`), reverse (smallest |w|) and random (from `seed`) for ablations.
         target_modules: names of Linear modules: each the whole name, or its end after a dot; or one regular expression
             for the whole name.
+        target_parameters: names of experts' parameters [experts, ., .], read the same way, such as
+            "experts.gate_up_proj"; k connections of every neuron of every expert.
         exclude_modules: names to leave out, read the same way.
         modules_to_save: modules trained and saved whole beside the adapter, such as a classifier.
         seed: of selection = random.
@@ -35,6 +37,7 @@ class NeuroAdaConfig(PeftConfig):
     k: int = field(default=20, metadata={"help": "trained connections of each neuron"})
     selection: Selection = field(default="magnitude", metadata={"help": "magnitude | gradient | reverse | random"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Linear modules to adapt"})
+    target_parameters: list[str] | None = field(default=None, metadata={"help": "experts' parameters to adapt"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "modules to leave out"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained whole"})
     seed: int = field(default=0, metadata={"help": "of selection = random"})
@@ -48,3 +51,5 @@ class NeuroAdaConfig(PeftConfig):
         choices = ("magnitude", "gradient", "reverse", "random")
         if self.selection not in choices:
             raise UserError(f"selection = {self.selection!r}: must be one of {', '.join(choices)}")
+        if isinstance(self.target_parameters, str):
+            raise UserError(f"target_parameters = {self.target_parameters!r}: must be a list of names")

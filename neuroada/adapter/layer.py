@@ -65,11 +65,11 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 f"target_modules: {self.name} has {self.in_features} inputs; indices of two bytes reach "
                 f"{MAX_IN_FEATURES}: leave it out with exclude_modules"
             )
-        rows, k = self.out_features, config.k
+        neurons, k = self.base.neurons, config.k
         with brought(self.base_layer):  # an offloaded weight's device is that of its passes
             weight = self.base.stored
-            idx = torch.zeros(rows, 2 * k, dtype=torch.uint8, device=weight.device)
-            delta = torch.zeros(rows, k, dtype=torch.float32, device=weight.device)
+            idx = torch.zeros(*neurons, 2 * k, dtype=torch.uint8, device=weight.device)
+            delta = torch.zeros(*neurons, k, dtype=torch.float32, device=weight.device)
             self.neuroada_idx[adapter] = nn.Parameter(idx, requires_grad=False)
             self.neuroada_delta[adapter] = nn.Parameter(delta)
             sharding.adopt(self, weight, self._params(adapter))
@@ -88,7 +88,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         """Store `rows` of the indices, [rows, k] int64; `weight` holds those rows of the base, [rows, in]."""
         if not torch.isfinite(read_entries(weight, idx)).all():
             raise UserError(f"{self.name}.weight holds values that are not finite: the base checkpoint is damaged")
-        sharding.write_rows(self.neuroada_idx[adapter], rows, pack_indices(idx))
+        self.base.write_beside(self._params(adapter)[0], rows, pack_indices(idx))
         self.unselected.discard(adapter)
 
     def base_values(self, adapter: str) -> torch.Tensor:
@@ -97,19 +97,26 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             return self.base.join_rows(read_entries(weight, unpack_indices(idx)))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        active = self.active_in_pass()
+        if active is None:
+            return self.base_layer(x, *args, **kwargs)
+        if not (has_hooks(self.base_layer) or has_hooks(self.neuroada_delta)):
+            return self._adapted(x, active)
+        with brought(self.neuroada_idx, self.neuroada_delta):
+            return call_with_hooks(self.base_layer, lambda x: self._adapted(x, active), x)
+
+    def active_in_pass(self) -> str | None:
+        """The adapter that a pass computes with now; None: the base alone, into which one may be merged."""
         carried = self.neuroada_delta._parameters  # quicker than the dictionary itself, at every token
         active = next((name for name in self.active_adapters if name in carried), None)
         if active is None or self.disable_adapters or self.merged_adapters:
-            return self.base_layer(x, *args, **kwargs)
+            return None
         if active in self.unselected:
             raise RuntimeError(
                 f"adapter {active!r} has no connections in {self.name} yet: load its file, call select_by_gradient "
                 f"(selection = gradient), or start a new one with base_fingerprint = None"
             )
-        if not (has_hooks(self.base_layer) or has_hooks(self.neuroada_delta)):
-            return self._adapted(x, active)
-        with brought(self.neuroada_idx, self.neuroada_delta):
-            return call_with_hooks(self.base_layer, lambda x: self._adapted(x, active), x)
+        return active
 
     def _adapted(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
         idx, delta = self._params(adapter)
@@ -186,7 +193,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             if loaded is None:
                 continue
             idx = unpack_indices(loaded)
-            expected = (self.out_features, self.neuroada_idx[adapter].shape[1] // 2)
+            expected = (*self.base.neurons, sharding.shape(self._params(adapter)[0])[-1] // 2)
             if idx.shape != expected or int(idx.max()) >= self.in_features:
                 raise UserError(
                     f"adapter {adapter!r} does not fit the base model: {self.name} is {self.out_features} x "

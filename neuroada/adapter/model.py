@@ -11,12 +11,11 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 from neuroada.adapter.config import NeuroAdaConfig
+from neuroada.adapter.default_targets import TARGET_MODULES, TARGET_PARAMETERS
+from neuroada.adapter.experts import NeuroAdaExperts
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.layer import NeuroAdaLinear
 from neuroada.errors import UserError
-
-DECODER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ENCODER = ["query", "key", "value", "dense"]
 
 
 class NeuroAdaModel(BaseTuner):
@@ -24,14 +23,25 @@ class NeuroAdaModel(BaseTuner):
 
     prefix = "neuroada_"
     tuner_layer_cls = NeuroAdaLinear
-    target_module_mapping = {  # noqa: RUF012 (the base class declares it so)
-        **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), DECODER),
-        **dict.fromkeys(("bert", "roberta"), ENCODER),
-    }
+    target_module_mapping = TARGET_MODULES
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_load_state_dict_post_hook(NeuroAdaModel._check_fingerprints)
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        config = cast(NeuroAdaConfig, peft_config)
+        if config.target_modules is None:
+            if config.target_parameters is not None:
+                config.target_modules = []
+            else:
+                config.target_parameters = TARGET_PARAMETERS.get(model_config.get("model_type", ""))
+        if config.target_parameters and config.selection == "gradient":
+            raise UserError(
+                "selection = 'gradient', or a selection file: not for experts (target_parameters), of which a batch "
+                "reaches a few; use magnitude, or name target_modules alone"
+            )
+        return super()._prepare_adapter_config(config, model_config)
 
     def layers(self, adapter: str) -> list[NeuroAdaLinear]:
         """The layers that carry this adapter, in the model's order."""
@@ -53,6 +63,10 @@ class NeuroAdaModel(BaseTuner):
         linears = sorted(
             {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         )
+        parameters = [name for name, _ in model.named_parameters()]
+        for target in cast(NeuroAdaConfig, peft_config).target_parameters or []:
+            if not any(f".{name.replace('.base_layer', '')}".endswith(f".{target}") for name in parameters):
+                raise UserError(f"target_parameters: {target!r} matches no parameter of the model")
         for target in targets or []:
             if not any(name == target or name.endswith(f".{target}") for name in names):
                 near = difflib.get_close_matches(target, linears, n=3, cutoff=0.4) or linears
@@ -72,7 +86,9 @@ class NeuroAdaModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         config = cast(NeuroAdaConfig, peft_config)
-        if not isinstance(target, NeuroAdaLinear):
+        if parameter_name is not None:
+            self._adapt_experts(config, adapter_name, target, target_name, parent, current_key, parameter_name)
+        elif not isinstance(target, NeuroAdaLinear):
             self._check_target(current_key, target, parent)
             wrapped = NeuroAdaLinear(target, current_key)
             wrapped.add_adapter(adapter_name, config)
@@ -80,6 +96,25 @@ class NeuroAdaModel(BaseTuner):
             self._replace_module(parent, target_name, wrapped, target)
         else:
             target.add_adapter(adapter_name, config)
+
+    def _adapt_experts(
+        self,
+        config: NeuroAdaConfig,
+        adapter: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        key: str,
+        parameter: str,
+    ) -> None:
+        # PEFT finds a parameter's module again, inside its wrapper, for the second parameter and the second adapter.
+        wrapped = next((module for module in (target, parent) if isinstance(module, NeuroAdaExperts)), None)
+        made = wrapped or NeuroAdaExperts(target)
+        layer = made.adapt(parameter, key)
+        layer.add_adapter(adapter, config)
+        layer.train(target.training)
+        if wrapped is None:
+            self._replace_module(parent, target_name, made, target)
 
     def _check_target(self, name: str, target: nn.Module, parent: nn.Module) -> None:
         problem = ""

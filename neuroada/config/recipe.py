@@ -42,6 +42,10 @@ class Adapter(Section):
     target_modules: Annotated[list[str], Field(min_length=1)] = Field(
         description="names of Linear modules, or their ends after a dot"
     )
+    target_parameters: list[str] | None = Field(
+        default=None,
+        description="of neuroada: names of experts' parameters of three dimensions, such as experts.gate_up_proj",
+    )
     rank: Positive = Field(default=8, description="of lora; of shira, which then has as many trainable parameters")
     sparsity: Fraction = Field(default=0.99, description="of supertuning: the share of each weight that stays frozen")
     trainable_dtype: Literal["fp32", "bf16"] = Field(

@@ -44,6 +44,7 @@ class Method(ABC):
     name: ClassVar[str]
     strategies: ClassVar[tuple[str, ...]] = WHOLE
     unsupported: ClassVar[dict[str, str]] = {}
+    adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
     folder: ClassVar[Literal["adapter", "model"]] = "adapter"
     library: ClassVar[str] = "peft"
     usage: ClassVar[str]

@@ -19,6 +19,7 @@ class NeuroAda(PeftMethod):
     prefix = "neuroada_"
     values = ".neuroada_delta"
     strategies = (*WHOLE, "zero3", "fsdp2")
+    adapts_experts = True
     usage = f"import neuroada  # PEFT knows the method from here on\n{USAGE}"
 
     def describe(self) -> str:
@@ -32,6 +33,7 @@ class NeuroAda(PeftMethod):
             k=self.adapter.k,
             selection=selection,
             target_modules=self.targets,
+            target_parameters=self.adapter.target_parameters,
             seed=self.seed,
             task_type=task_type,
         )

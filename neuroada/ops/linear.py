@@ -1,9 +1,9 @@
 """The in-weight bypass: a Linear whose selected connections hold base + delta, without ever writing into the weight.
 
 A bypass on selected connections equals a change of those entries of W, so the product is made with W', a private copy
-of this one weight with the entries changed: made for a pass, freed with it, made again in backward. Other threads, other
-adapters and an interrupted pass see the base's weight alone. The copy costs a few hundredths of the product; a few
-tokens, whose product costs no more than reading W, go through `adapted_product` without one.
+of this one weight with the entries changed: made for a pass, freed with it, made again in backward. Other threads,
+other adapters and an interrupted pass see the base's weight alone. The copy costs a few hundredths of the product; a
+few tokens, whose product costs no more than reading W, go through `adapted_product` without one.
 """
 
 from typing import Any
