@@ -5,7 +5,8 @@ every rank reads its own rows from the checkpoint's files and selects on them. N
 """
 
 import os
-from collections.abc import Callable, Container
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from neuroada.config.recipe import Recipe
 from neuroada.engines.base import STATE, ModelBuilder, Reader, adamw, find_device, trainable_parameters
 from neuroada.engines.watchdog import collective_timeout
 from neuroada.errors import UserError
+from neuroada.hf.fused_experts import in_files
 from neuroada.hf.tensor_files import Checkpoint, resolve
 from neuroada.hf.weights import fill
 
@@ -103,7 +105,7 @@ class Fsdp2Engine:
             self.optimizer.state[param] = state
 
 
-def _name_in_checkpoint(name: str, prefix: str, files: Container[str]) -> str:
+def _name_in_checkpoint(name: str, prefix: str, files: Mapping[str, Path]) -> str:
     """A checkpoint of the bare model, without a head, leaves out the model's `prefix`, such as "roberta."."""
     name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-    return name if name in files else name.removeprefix(f"{prefix}.")
+    return name if in_files(name, files) else name.removeprefix(f"{prefix}.")

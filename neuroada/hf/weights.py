@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import nn
 
 from neuroada import sharding
 from neuroada.errors import UserError
+from neuroada.hf.fused_experts import expert_matrices, name_in_files, read_experts
 
 
 def fill(params: Iterable[tuple[str, nn.Parameter]], files: dict[str, Path]) -> None:
@@ -15,7 +17,11 @@ def fill(params: Iterable[tuple[str, nn.Parameter]], files: dict[str, Path]) -> 
 
     `files`: the file that holds each tensor.
     """
-    for name, param in params:
+    for wanted, param in params:
+        name = name_in_files(wanted, files)
+        if name not in files and (matrices := expert_matrices(name, files)) is not None:
+            _fill_experts(name, param, matrices, files)
+            continue
         if name not in files:
             raise UserError(f"model: the checkpoint has no tensor {name}; its files do not match its config.json")
         try:
@@ -30,3 +36,18 @@ def fill(params: Iterable[tuple[str, nn.Parameter]], files: dict[str, Path]) -> 
                 sharding.write_rows(param, rows, source[rows.start : rows.stop].to(param.dtype))
         except OSError as error:
             raise UserError(f"model: {files[name]}: {error}") from None
+
+
+def _fill_experts(name: str, param: nn.Parameter, matrices: list[str], files: dict[str, Path]) -> None:
+    """The experts of this parameter that this rank stores, from the matrices of each."""
+    count, *expected = sharding.shape(param)
+    experts = sharding.layout(param).rows(param) or slice(0, count)
+    try:
+        values = read_experts(matrices, experts, files) if experts.stop > experts.start else None
+    except (KeyError, OSError) as error:
+        raise UserError(f"model: {name}: its experts' matrices cannot be read from the checkpoint: {error}") from None
+    if values is None:
+        values = torch.empty(0, *expected)
+    if list(values.shape[1:]) != expected:
+        raise UserError(f"model: {name} is {list(values.shape[1:])} an expert in the files, {expected} by config.json")
+    sharding.write_rows(param, experts, values.to(param.dtype))

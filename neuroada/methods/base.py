@@ -79,6 +79,13 @@ class Method(ABC):
                 f"adapter.method = {self.name}: does not run under {strategy}: {reason}; use "
                 f"{' or '.join(name for name in self.strategies if name != 'zero0')}"
             )
+        if self.adapter.target_parameters and not self.adapts_experts:
+            raise UserError(f"adapter.target_parameters: method {self.name} does not adapt experts; use neuroada")
+        if self.adapter.target_parameters and self.adapter.selects_later:
+            raise UserError(
+                "adapter.target_parameters: experts' connections are chosen by their weights; use selection magnitude, "
+                "reverse or random, and no selection_file"
+            )
 
     def storage_dtype(self, compute: torch.dtype) -> torch.dtype:
         """The dtype that the base model's weights are loaded in, where the recipe computes in `compute`."""
