@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: train test test-long lint bench setup
+.PHONY: train test test-long lint bench setup baseline compare-baseline docs
 
 setup: $(VENV)/ready
 
@@ -20,13 +20,12 @@ $(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
 models/smollm2-135m/source.json: | $(VENV)/ready
 	$(BIN)/python launch/fetch.py model smollm2-135m
 
-# Fine-tune a real Llama on problems that need no download, then score base and tuned model on held-out ones.
+# Fine-tune a real Llama on problems that need no download, and score base and tuned model on held-out ones.
 train: setup models/smollm2-135m/source.json
-	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed --num_gpus 1 launch/train.py --recipe quickstart
-	@echo; echo "== the base model"
+	@echo "== the base model"
 	$(BIN)/python launch/evaluate.py --model models/smollm2-135m --tasks arithmetic --out runs/quickstart/base
-	@echo; echo "== the tuned model"
-	$(BIN)/python launch/evaluate.py --adapter runs/quickstart/adapter --tasks arithmetic
+	@echo; echo "== training, then the tuned model"
+	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed --num_gpus 1 launch/train.py --recipe quickstart
 
 lint: setup
 	$(BIN)/ruff check .
@@ -34,10 +33,18 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long" --durations=15
 
 test-long: setup
 	$(BIN)/python -m pytest -m long
+
+# Before a refactor, and after it: every method under every strategy loses the same, to the last digit.
+baseline compare-baseline: setup
+	$(BIN)/python benchmarks/baseline.py $(if $(filter baseline,$@),record,compare)
+
+# The pages of docs/ with the API reference from the docstrings, into build/site.
+docs: setup
+	$(BIN)/mkdocs build --quiet
 
 bench: setup
 	$(BIN)/python benchmarks/step.py

@@ -77,6 +77,7 @@ def worker(pipe: Connection, variant: str, args: argparse.Namespace, folder: str
 def run_own(pipe: Connection, variant: str, args: argparse.Namespace, folder: str, started: float) -> None:
     """This project's loop, as neuroada/training/trainer.py has it, on one process."""
     from neuroada.config.recipe import Recipe
+    from neuroada.data.mixing import Order
     from neuroada.engines.single import SingleEngine
     from neuroada.hf.loading import load_tokenizer
     from neuroada.objectives.cross_entropy import answer_loss
@@ -85,7 +86,7 @@ def run_own(pipe: Connection, variant: str, args: argparse.Namespace, folder: st
     from neuroada.tasks.encode import encode
     from neuroada.tasks.table import get_task
     from neuroada.training.builder import RecipeModelBuilder
-    from neuroada.training.sample_order import global_batch, share
+    from neuroada.training.sample_order import share
 
     recipe = Recipe.model_validate(
         {
@@ -108,7 +109,7 @@ def run_own(pipe: Connection, variant: str, args: argparse.Namespace, folder: st
     turns = Turns(pipe, engine.device, started)
     step = 0
     while turns.begin():
-        batch = global_batch(step, args.sequences, len(data), recipe.train.seed)
+        batch = Order((len(data),), recipe.train.seed).batch(step, args.sequences)
         answer_tokens = int(data.num_answer_tokens[batch].sum())
         tokens, collating = 0, 0.0
         for chosen in share(batch, data.lengths, 0, 1, recipe.train.micro_batch_size):

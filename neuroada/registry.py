@@ -57,6 +57,8 @@ METHODS = Registry(
     {
         "neuroada": "neuroada.methods.neuroada:NeuroAda",
         "lora": "neuroada.methods.lora:Lora",
+        "dora": "neuroada.methods.dora:Dora",
+        "bitfit": "neuroada.methods.bitfit:BitFit",
         "shira": "neuroada.methods.shira:Shira",
         "supertuning": "neuroada.methods.supertuning:SuperTuning",
         "masked": "neuroada.methods.masked:Masked",
@@ -66,11 +68,14 @@ METHODS = Registry(
 )
 
 OBJECTIVES = Registry(
-    "the task's objective",
+    "the objective",
     "neuroada.objectives",
     {
         "causal_lm": "neuroada.objectives.causal_lm:CausalLM",
         "classification": "neuroada.objectives.classification:Classification",
+        "sft": "neuroada.objectives.own_data:SupervisedFineTuning",
+        "dpo": "neuroada.objectives.preference:DPO",
+        "orpo": "neuroada.objectives.preference:ORPO",
     },
 )
 

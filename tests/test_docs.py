@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from neuroada.config import reference
 from neuroada.config.recipe import load_recipe
 from neuroada.evaluation.source import resolve_tasks
 from neuroada.sources.datasets import SUITES
@@ -20,16 +21,27 @@ PAGES = ["README.md", "CONTRIBUTING.md", "launch/slurm/README.md",
 SCRIPT = re.compile(r"(?:launch|benchmarks)/(?:slurm/)?\w+\.(?:py|sbatch)")
 
 
+INSTALLED = re.compile(r"^(?:python -m )?neuroada ([a-z][a-z-]*)(?= |$)")
+
+
+def as_script(found: re.Match[str]) -> str:
+    """The installed command as its script in launch/."""
+    name = found[1].replace("-", "_")
+    return f"python launch/{'select_connections' if name == 'select' else name}.py"
+
+
 def commands() -> Iterator[tuple[str, str]]:
-    """(page, command) of each line in a block that runs a script of launch/ or benchmarks/."""
+    """(page, command) of each line in a block that runs a command, or a script of launch/ or benchmarks/."""
     for page in PAGES:
         text = (REPOSITORY / page).read_text().replace("\\\n", " ")
         fenced = False
         for line in text.splitlines():
             if line.lstrip().startswith("```"):
                 fenced = not fenced
-            elif (fenced or line.startswith("    ")) and SCRIPT.search(line):
-                yield page, line.strip()
+            elif fenced or line.startswith("    "):
+                line = INSTALLED.sub(as_script, line.strip())
+                if SCRIPT.search(line):
+                    yield page, line
 
 
 class Parsed(Exception):
@@ -79,3 +91,11 @@ def test_a_command_of_the_docs_is_understood(page: str, command: str, monkeypatc
     if script == "launch/fetch.py":
         sets = {name for members in SUITES.values() for name in members}
         assert found.name in (MODELS if found.kind == "model" else {*SUITES, *sets})
+
+
+def test_the_table_of_every_field_is_the_schemas() -> None:
+    """`python -m neuroada.config.reference` prints it."""
+    page = (REPOSITORY / "docs" / "recipes.md").read_text()
+    held = page.partition("<!-- fields: begin -->\n")[2].partition("\n<!-- fields: end -->")[0]
+    assert held == reference.table()
+    assert all(meaning for *_, meaning in reference.fields())

@@ -9,12 +9,12 @@ ROOT = Path(neuroada.__file__).parent
 
 LAYERS = [
     {"errors", "version"},
-    {"registry"},
+    {"registry", "environment"},
     {"files"},
     {"config", "ops"},
     {"sharding", "tasks"},
-    {"adapter", "hf"},
-    {"offline", "engines"},
+    {"adapter", "hf", "data"},
+    {"offline", "engines", "sync"},
     {"objectives", "methods"},
     {"runs"},
     {"reporting", "evaluation"},

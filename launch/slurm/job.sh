@@ -1,13 +1,24 @@
 # Sourced by the batch scripts: start the ranks, pass signals on, requeue. Runs on the job's first node only.
 
 fail() {
-  echo "error: node ${SLURMD_NODENAME:-$(hostname)}: $*" >&2
+  local said="$*"
+  printf 'error: node %s: %s\n' "${SLURMD_NODENAME:-$(hostname)}" "${said//[^[:print:]]/ }" >&2
   exit 2
+}
+
+# check_numbers NAME ...: variables that are set must be whole numbers. Bash's arithmetic would run commands in them.
+check_numbers() {
+  local name
+  for name; do
+    [[ ${!name-0} =~ ^(0|[1-9][0-9]{0,8})$ ]] || fail "$name is '${!name}', must be a whole number; unset it, or submit with sbatch"
+  done
 }
 
 # run_ranks SCRIPT [ARGUMENT ...]: run a Python script of launch/ in every task of the job, and end as it ends.
 run_ranks() {
   [[ -n ${SLURM_JOB_ID:-} ]] || fail "not in a SLURM job; submit it with sbatch, or run $1 itself"
+  check_numbers SLURM_JOB_ID SLURM_NNODES SLURM_NTASKS SLURM_GPUS_ON_NODE SLURM_CPUS_PER_TASK
+  ((${SLURM_NNODES:-0})) || fail "SLURM_NNODES is not set; submit it with sbatch"
   local tasks=${SLURM_NTASKS:-$SLURM_NNODES} gpus=$((${SLURM_GPUS_ON_NODE:-0} * SLURM_NNODES))
   ((tasks % SLURM_NNODES == 0)) || fail "$tasks task(s) on $SLURM_NNODES nodes; give sbatch --ntasks-per-node"
   ((gpus == 0 || tasks == gpus)) ||

@@ -45,6 +45,11 @@ class BaseWeight:
         return self.layer.weight  # type: ignore[return-value]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrix in a pass."""
+        return self.stored.dtype
+
+    @property
     def bias(self) -> torch.Tensor | None:
         return self.layer.bias  # type: ignore[return-value]
 

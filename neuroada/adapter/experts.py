@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from neuroada import sharding
+from neuroada.adapter import mixed
 from neuroada.adapter.base_weight import KINDS, BaseWeight
 from neuroada.adapter.hooks import brought, call_with_hooks, has_hooks
 from neuroada.adapter.layer import NeuroAdaLinear
@@ -104,9 +105,26 @@ class NeuroAdaExpertsWeight(NeuroAdaLinear):
     def forward(self, x: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """x [tokens, in], in the order of their experts -> [tokens, out]; without the bias."""
         active = self.active_in_pass()
-        idx, delta = (None, None) if active is None else self._params(active)
-        with brought(self.neuroada_idx, self.neuroada_delta):
+        if active is None:
+            return experts_linear(x, counts, self.base.stored, None, None, self.base.format, self.base.neurons[1])
+        with brought(self.neuroada_idx.holder(active), self.neuroada_delta.holder(active)):
+            idx, delta = self._params(active)
             return experts_linear(x, counts, self.base.stored, idx, delta, self.base.format, self.base.neurons[1])
+
+    def active_in_pass(self) -> str | None:
+        """The adapter that a pass computes with now; None: the base alone, into which one may be merged."""
+        if mixed.passes and mixed.current() is not None:
+            raise UserError("adapter_names: not for an adapter of experts (target_parameters), whose tokens are sorted")
+        if self.disable_adapters or self.merged_adapters:
+            return None
+        active = [name for name in self.active_adapters if name in self.neuroada_delta]
+        if len(active) > 1:
+            raise UserError(f"adapters {active}: experts (target_parameters) run one at a time; activate a single one")
+        self._check_selected(active)
+        return active[0] if active else None
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        raise UserError("target_parameters: the dense change of experts is not made; merge the adapter instead")
 
 
 class NeuroAdaExperts(nn.Module):
@@ -125,6 +143,15 @@ class NeuroAdaExperts(nn.Module):
 
     def layers(self) -> list[NeuroAdaExpertsWeight]:
         return [module for module in self.children() if isinstance(module, NeuroAdaExpertsWeight)]
+
+    def discard(self, adapter: str) -> bool:
+        """Leave nothing of this adapter; whether none is left, so that the experts can stand alone again."""
+        for layer in self.layers():
+            if adapter in layer.neuroada_idx:
+                layer.delete_adapter(adapter)
+            if not layer.neuroada_idx:
+                del self._modules[layer.base.layer.parameter]
+        return not self.layers()
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """hidden [tokens, in], chosen [tokens, top_k] experts, scores [tokens, top_k] -> [tokens, in]."""

@@ -40,7 +40,7 @@ def select_by_gradient(model: NeuroAdaModel, adapter: str, backward: Callable[[]
     layer's dense gradient at a time, in fp32.
     """
     found: dict[str, torch.Tensor] = {}
-    layers = model.layers(adapter)
+    layers = model.adapted_layers(adapter)
     training = [param for param in model.parameters() if param.requires_grad]
     for param in training:
         param.requires_grad_(False)  # an engine's hooks would take this backward for a step's
@@ -59,6 +59,7 @@ def select_by_gradient(model: NeuroAdaModel, adapter: str, backward: Callable[[]
             dist.broadcast(idx_bytes, 0)  # devices may round differently
         with layer.base.own_rows() as (rows, weight):
             layer.set_connections(adapter, rows, unpack_indices(idx_bytes)[rows], weight)
+    model.record_fingerprint(adapter)
 
 
 def _scouting(layer: NeuroAdaLinear, adapter: str, found: dict[str, torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -5,13 +5,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+import torch.distributed as dist
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from neuroada import sharding
+from neuroada.adapter import mixed
 from neuroada.adapter.base_weight import base_weight
 from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.hooks import brought, call_with_hooks, has_hooks
+from neuroada.adapter.parameters import AdapterParameters
 from neuroada.adapter.selection import select_top_k
 from neuroada.errors import UserError
 from neuroada.ops import (
@@ -20,34 +23,41 @@ from neuroada.ops import (
     in_weight_linear,
     pack_indices,
     read_entries,
+    sum_repeated,
     unpack_indices,
     write_entries,
 )
+
+UNSELECTED = 0xFF
+"""Every byte of indices that are still to be chosen: column 65,535, in a row more than once or beyond its end."""
 
 
 class NeuroAdaLinear(nn.Module, BaseTunerLayer):
     """Wraps a Linear, whose weight keeps the base values but while merged: a pass never writes into it.
 
     For each adapter, parameters of [out_features, .]: `neuroada_idx` (2k uint8: k uint16 column numbers) and
-    `neuroada_delta` (k, fp32, the only one that trains).
+    `neuroada_delta` (k, fp32, the only one that trains). Where several adapters are active, their changes add up.
     """
 
     adapter_layer_names = ("neuroada_delta",)  # set_adapter turns gradients on for these: floating point only
     other_param_names = ("neuroada_idx",)
 
-    def __init__(self, base_layer: nn.Module, name: str) -> None:
+    def __init__(self, base_layer: nn.Module, name: str, tied: bool = False) -> None:
         super().__init__()
         self.base_layer: Any = base_layer
         self.name = name
         self.base = base_weight(base_layer, name)
         self.in_features, self.out_features = self.base.in_features, self.base.out_features
-        self.neuroada_idx = nn.ParameterDict()
-        self.neuroada_delta = nn.ParameterDict()
-        self.unselected: set[str] = set()  # adapters whose connections are still to be chosen or loaded
+        self.neuroada_idx = AdapterParameters()
+        self.neuroada_delta = AdapterParameters()
+        self.unselected: set[str] = set()  # adapters whose connections are not known to be chosen or loaded
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
         self._replaced = torch.empty(0)  # the base values that `merge` wrote over, of this rank's rows
+        self.tied = tied  # whether another module uses the weight too
+        self.trained_on: dict[str, str] = {}  # adapter -> the checksum of the base under all its connections
+        self._whole_idx: dict[str, torch.Tensor] = {}  # of sharded indices, on rank 0's host: see `own_copy`
 
     def add_adapter(self, adapter: str, config: NeuroAdaConfig) -> None:
         """Make the adapter's parameters and, where they can be now, choose its connections.
@@ -55,21 +65,24 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         Connections come later on the meta device (`select`, once the weights are there), for selection = gradient
         (`select_by_gradient`) and for an adapter that is being loaded (its file holds them).
         """
-        if config.k > self.in_features:
+        k = config.k_of(self.name)
+        if k > self.in_features:
             raise UserError(
-                f"k = {config.k}: {self.name} has only {self.in_features} inputs; choose k <= {self.in_features} or "
-                f"leave it out with exclude_modules"
+                f"k = {k}: {self.name} has only {self.in_features} inputs; choose k <= {self.in_features}, give it a "
+                f"smaller one with k_pattern, or leave it out with exclude_modules"
             )
         if self.in_features > MAX_IN_FEATURES:
             raise UserError(
                 f"target_modules: {self.name} has {self.in_features} inputs; indices of two bytes reach "
                 f"{MAX_IN_FEATURES}: leave it out with exclude_modules"
             )
-        neurons, k = self.base.neurons, config.k
         with brought(self.base_layer):  # an offloaded weight's device is that of its passes
             weight = self.base.stored
-            idx = torch.zeros(*neurons, 2 * k, dtype=torch.uint8, device=weight.device)
-            delta = torch.zeros(*neurons, k, dtype=torch.float32, device=weight.device)
+            # under PEFT's low_cpu_mem_usage, new tensors are on the meta device whatever is asked for
+            idx = torch.full((*self.base.neurons, 2 * k), UNSELECTED, dtype=torch.uint8, device=weight.device)
+            delta = torch.zeros(*self.base.neurons, k, dtype=torch.float32, device=weight.device)
+            if not config.init_weights:
+                delta.normal_()
             self.neuroada_idx[adapter] = nn.Parameter(idx, requires_grad=False)
             self.neuroada_delta[adapter] = nn.Parameter(delta)
             sharding.adopt(self, weight, self._params(adapter))
@@ -81,7 +94,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
     def select(self, adapter: str, config: NeuroAdaConfig) -> None:
         """Choose the adapter's connections from the weight. Collective where the weight is sharded."""
         with self._base_rows() as (rows, weight):
-            idx = select_top_k(weight, config.k, config.selection, first_row=rows.start, seed=config.seed)
+            k = config.k_of(self.name)
+            idx = select_top_k(weight, k, config.selection, first_row=rows.start, seed=config.seed)
             self.set_connections(adapter, rows, idx, weight)
 
     def set_connections(self, adapter: str, rows: slice, idx: torch.Tensor, weight: torch.Tensor) -> None:
@@ -91,63 +105,119 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         self.base.write_beside(self._params(adapter)[0], rows, pack_indices(idx))
         self.unselected.discard(adapter)
 
+    def is_selected(self, adapter: str) -> bool:
+        """Whether the adapter's connections were chosen or loaded, by whatever way. Collective if sharded, at most
+        once for an adapter."""
+        if adapter in self.unselected and not self._params(adapter)[0].is_meta:
+            with sharding.own_rows(self._params(adapter)[0]) as (_, idx):
+                chosen = not len(idx) or bool((idx != UNSELECTED).any())
+            if chosen:
+                self.unselected.discard(adapter)
+        return adapter not in self.unselected
+
     def base_values(self, adapter: str) -> torch.Tensor:
         """The base's values at the adapter's connections, [out_features, k], on every rank. Collective if sharded."""
         with self._base_rows() as (_, weight), self.base.beside(self._params(adapter)[0]) as (_, idx):
             return self.base.join_rows(read_entries(weight, unpack_indices(idx)))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        active = self.active_in_pass()
-        if active is None:
+        mixture = mixed.current() if mixed.passes else None
+        if self.disable_adapters or (mixture is None and self.merged_adapters):
             return self.base_layer(x, *args, **kwargs)
-        if not (has_hooks(self.base_layer) or has_hooks(self.neuroada_delta)):
-            return self._adapted(x, active)
-        with brought(self.neuroada_idx, self.neuroada_delta):
-            return call_with_hooks(self.base_layer, lambda x: self._adapted(x, active), x)
+        carried = self.neuroada_delta._keys
+        active = [name for name in self.active_adapters if name in carried] if mixture is None else mixture.of(carried)
+        if not active:
+            return self.base_layer(x, *args, **kwargs)
+        if self.unselected:
+            self._check_selected(active)
+        if self._offloaded(active) or has_hooks(self.base_layer):
+            holders = [part.holder(name) for name in active for part in (self.neuroada_idx, self.neuroada_delta)]
+            with brought(*holders):
+                return call_with_hooks(self.base_layer, lambda x: self._adapted(x, active, mixture), x)
+        return self._adapted(x, active, mixture)
 
-    def active_in_pass(self) -> str | None:
-        """The adapter that a pass computes with now; None: the base alone, into which one may be merged."""
-        carried = self.neuroada_delta._parameters  # quicker than the dictionary itself, at every token
-        active = next((name for name in self.active_adapters if name in carried), None)
-        if active is None or self.disable_adapters or self.merged_adapters:
-            return None
-        if active in self.unselected:
-            raise RuntimeError(
-                f"adapter {active!r} has no connections in {self.name} yet: load its file, call select_by_gradient "
-                f"(selection = gradient), or start a new one with base_fingerprint = None"
-            )
-        return active
+    def _check_selected(self, adapters: list[str]) -> None:
+        # In a pass an engine has gathered the indices: each rank looks at its own, and finds the same.
+        for adapter in adapters:
+            if adapter in self.unselected:
+                idx = self._params(adapter)[0]
+                if idx.is_meta or not (idx != UNSELECTED).any():
+                    raise UserError(
+                        f"adapter {adapter!r} has no connections in {self.name} yet: load its file, call "
+                        f"select_by_gradient (selection = gradient), or start a new one with base_fingerprint = None"
+                    )
+                self.unselected.discard(adapter)
 
-    def _adapted(self, x: torch.Tensor, adapter: str) -> torch.Tensor:
-        idx, delta = self._params(adapter)
-        return in_weight_linear(x, self.base.stored, self.base.bias, idx, delta, self.base.format)
+    def _offloaded(self, adapters: list[str]) -> bool:
+        return any("_hf_hook" in self.neuroada_delta.holder(adapter).__dict__ for adapter in adapters)
+
+    def _adapted(self, x: torch.Tensor, adapters: list[str], mixture: "mixed.Mixture | None") -> torch.Tensor:
+        if mixture is not None:
+            connections = {name: (self.neuroada_idx[name], self.neuroada_delta[name]) for name in adapters}
+            return mixed.product(x, mixture, self.base, connections)
+        if len(adapters) == 1:
+            idx, delta = self._params(adapters[0])
+            return in_weight_linear(x, self.base.stored, self.base.bias, idx, delta, self.base.format)
+        indices = torch.cat([self.neuroada_idx[name] for name in adapters], 1)
+        deltas = torch.cat([self.neuroada_delta[name] for name in adapters], 1)
+        return in_weight_linear(x, self.base.stored, self.base.bias, indices, deltas, self.base.format, repeated=True)
+
+    def is_known(self, adapter: str) -> bool:
+        """Whether the base's values under the adapter's connections can be read: chosen, and not on the meta device."""
+        offloaded = has_hooks(self.base_layer)
+        return adapter not in self.unselected and (offloaded or not self.base.stored.is_meta)
+
+    def keep_copy(self, adapter: str) -> None:
+        """On rank 0, keep sharded indices whole on the host, 2 bytes a connection, for `own_copy`. Collective."""
+        idx = self.neuroada_idx[adapter]
+        if not sharding.is_whole(idx):
+            with sharding.whole(idx) as values:
+                if dist.get_rank() == 0:
+                    self._whole_idx[adapter] = values.detach().to("cpu", copy=True)
+
+    def own_copy(self, adapter: str) -> torch.Tensor:
+        """The adapter's indices, whole, without communication: [out, 2k] uint8.
+
+        RuntimeError where they are sharded and `keep_copy` was not called on this rank.
+        """
+        idx = self.neuroada_idx[adapter]
+        if sharding.is_whole(idx):
+            return idx.detach()
+        if adapter not in self._whole_idx:
+            raise RuntimeError(f"{self.name}: this rank holds a part of the indices only; save on every rank")
+        return self._whole_idx[adapter]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Write the adapter's values into the weight to stay, until `unmerge`; the same bits that forward uses."""
-        names = [name for name in (adapter_names or self.active_adapters) if name in self.neuroada_delta]
-        if not names or names == self.merged_adapters:
+        """Write the adapters' values into the weight to stay, until `unmerge`; the same bits that forward uses."""
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.neuroada_delta]
+        if not names:
             return
-        if len(names) > 1 or self.merged_adapters:
-            raise UserError(f"adapters {self.merged_adapters + names}: NeuroAda merges one at a time; unmerge first")
-        (adapter,) = names
-        idx_bytes, delta = self._params(adapter)
-        with (
-            self.base.beside(idx_bytes) as (_, i),
-            self.base.beside(delta) as (_, d),
-            self._base_rows() as (rows, w),
-        ):
-            merged, idx = w.clone(), unpack_indices(i)
-            replaced = read_entries(merged, idx)
-            values = adapted(replaced, d)
+        for name in names:
+            if not self.is_selected(name):
+                raise UserError(f"adapter {name!r} has no connections in {self.name} yet: nothing can be merged")
+        if self.tied and not sharding.is_whole(self.base.stored):
+            raise UserError(f"{self.name} shares its sharded weight with another module; merge in one process")
+        adapters = self.merged_adapters + names
+        idx, delta = self._own_connections(adapters)
+        with self._base_rows() as (rows, weight):
+            merged = weight.clone()
+        replaced = read_entries(merged, idx)
+        values = adapted(replaced, sum_repeated(idx, delta) if len(adapters) > 1 else delta)
         if safe_merge and not torch.isfinite(values).all():
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter} seems to be broken")
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {names[0]} seems to be broken")
         write_entries(merged, idx, values)
+        before = self.merged_adapters
+        if self.tied and not before:  # the other module keeps the base's values
+            self._shared = self.base_layer.weight
+            self.base_layer.weight = nn.Parameter(self._shared.detach().clone(), requires_grad=False)
         # First the note, then the weight: an interruption between leaves what `unmerge` puts right.
-        self.merged_adapters, self._replaced = [adapter], replaced
+        self.merged_adapters, self._replaced = adapters, replaced
         try:
             self.base.write_rows(rows, merged)
         except BaseException:
             self.unmerge()
+            if before:
+                self.merge(adapter_names=before)
             raise
 
     def unmerge(self) -> None:
@@ -157,11 +227,14 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 pass  # a copy; written once the weight is no longer gathered
             self.base.write_rows(rows, base)
             self.merged_adapters, self._replaced = [], torch.empty(0)
+            if self.tied:
+                self.base_layer.weight = self._shared
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
-            raise UserError(f"adapters {adapter_names}: NeuroAda runs one at a time; activate a single one")
-        super().set_adapter(adapter_names, inference_mode)
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        """The adapter's change as a dense matrix [out, in], fp32. Not for sharded weights."""
+        idx, delta = self._params(adapter)
+        dense = torch.zeros(self.out_features, self.in_features, dtype=delta.dtype, device=delta.device)
+        return dense.scatter_(1, unpack_indices(idx), delta.detach())
 
     def enable_adapters(self, enabled: bool) -> None:
         super().enable_adapters(enabled)
@@ -171,25 +244,43 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
         self.unselected.discard(adapter_name)
+        self.trained_on.pop(adapter_name, None)
+        self._whole_idx.pop(adapter_name, None)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        # PEFT's, after low_cpu_mem_usage, casts to the weight's dtype too; deltas stay as precise as they were saved.
+        with brought(self.base_layer):
+            device = device or self.base.stored.device
+        for param in self._params(adapter_name):
+            if not param.is_meta and device.type != "meta":
+                param.data = param.data.to(device)
 
     def _params(self, adapter: str) -> list[nn.Parameter]:
-        # Through _parameters: the plain look-up would make ZeRO-3 gather them.
-        dicts = (self.neuroada_idx, self.neuroada_delta)
-        return [holder._parameters[adapter] for holder in dicts]  # type: ignore[misc]
+        return [self.neuroada_idx[adapter], self.neuroada_delta[adapter]]
+
+    def _own_connections(self, adapters: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """idx [rows, k] int64 and delta [rows, k] of the rows this rank works on, of all the adapters side by side."""
+        indices, deltas = [], []
+        for adapter in adapters:
+            idx_bytes, delta = self._params(adapter)
+            with self.base.beside(idx_bytes) as (_, i), self.base.beside(delta) as (_, d):
+                indices.append(unpack_indices(i))
+                deltas.append(d.detach().clone())
+        return torch.cat(indices, 1), torch.cat(deltas, 1)
 
     @contextmanager
     def _base_rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """`own_rows` of the weight as it is without any merged adapter."""
         with self.base.own_rows() as (rows, weight):
-            for adapter in self.merged_adapters:
-                with self.base.beside(self._params(adapter)[0]) as (_, idx):
-                    weight = weight.clone()
-                    write_entries(weight, unpack_indices(idx), self._replaced.to(weight))
+            if self.merged_adapters:
+                weight = weight.clone()
+                idx, _ = self._own_connections(self.merged_adapters)
+                write_entries(weight, idx, self._replaced.to(weight))
             yield rows, weight
 
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
         for adapter in self.neuroada_idx:
-            loaded = state_dict.get(f"{prefix}neuroada_idx.{adapter}")
+            loaded = state_dict.get(f"{prefix}neuroada_idx.{adapter}.weight")
             if loaded is None:
                 continue
             idx = unpack_indices(loaded)

@@ -3,25 +3,34 @@
 import difflib
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 
+from neuroada import sharding
+from neuroada.adapter import mixed
+from neuroada.adapter.adapter_file import sha256_of
+from neuroada.adapter.combine import add_weighted_adapter
 from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.default_targets import TARGET_MODULES, TARGET_PARAMETERS
-from neuroada.adapter.experts import NeuroAdaExperts
+from neuroada.adapter.experts import NeuroAdaExperts, NeuroAdaExpertsWeight
 from neuroada.adapter.fingerprint import fingerprint
-from neuroada.adapter.layer import NeuroAdaLinear
+from neuroada.adapter.layer import UNSELECTED, NeuroAdaLinear
 from neuroada.errors import UserError
 
 
 class NeuroAdaModel(BaseTuner):
     """Wraps every target Linear of a model in a `NeuroAdaLinear` and freezes the rest."""
 
-    prefix = "neuroada_"
+    prefix = "neuroada_delta"  # of what trains; the indices beside it keep their own dtype
     tuner_layer_cls = NeuroAdaLinear
     target_module_mapping = TARGET_MODULES
 
@@ -43,10 +52,46 @@ class NeuroAdaModel(BaseTuner):
             )
         return super()._prepare_adapter_config(config, model_config)
 
-    def layers(self, adapter: str) -> list[NeuroAdaLinear]:
+    def adapted_layers(self, adapter: str) -> list[NeuroAdaLinear]:
         """The layers that carry this adapter, in the model's order."""
-        found = [module for module in self.model.modules() if isinstance(module, NeuroAdaLinear)]
-        return [layer for layer in found if adapter in layer.neuroada_idx]
+        return [layer for layer in neuroada_layers(self.model) if adapter in layer.neuroada_idx]
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except BaseException:
+            self._discard(model, adapter_name)
+            raise
+        self.record_fingerprint(adapter_name)
+
+    def record_fingerprint(self, adapter: str) -> None:
+        """Note the checksum of the base under the adapter's connections, for its file. Collective if sharded.
+
+        At once, not when it is saved: trainers save on rank 0 alone.
+        """
+        layers = self.adapted_layers(adapter)
+        if layers and all(layer.is_known(adapter) for layer in layers):
+            note_fingerprint(layers, adapter, fingerprint(layers, adapter))
+            for layer in layers:
+                layer.keep_copy(adapter)
+
+    def _discard(self, model: nn.Module, adapter: str) -> None:
+        """Leave nothing of an adapter whose attaching or loading was refused."""
+        self.peft_config.pop(adapter, None)
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, NeuroAdaExperts):
+                if layer.discard(adapter):
+                    parent, _, child = name.rpartition(".")
+                    setattr(model.get_submodule(parent), child, layer.base_layer)
+            elif isinstance(layer, NeuroAdaLinear) and not isinstance(layer, NeuroAdaExpertsWeight):
+                if adapter in layer.neuroada_idx:
+                    layer.delete_adapter(adapter)
+                if not layer.neuroada_idx:
+                    parent, _, child = name.rpartition(".")
+                    setattr(model.get_submodule(parent), child, layer.base_layer)
+        for module in model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper) and adapter in module._adapters:
+                module.delete_adapter(adapter, new_active_adapters=None)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Refuse targets that match nothing before any layer is replaced."""
@@ -54,10 +99,9 @@ class NeuroAdaModel(BaseTuner):
         self._tied = {key for key, uses in shared.items() if uses > 1}
         names = [name for name, _ in model.named_modules()]
         targets = cast(NeuroAdaConfig, peft_config).target_modules
-        if targets == "all-linear":
-            return
         if isinstance(targets, str):
-            if not any(re.fullmatch(targets, name) for name in names):
+            everything = targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND or targets == DUMMY_TARGET_MODULES
+            if not everything and not any(re.fullmatch(targets, name) for name in names):
                 raise UserError(f"target_modules = {targets!r}: this expression matches no module of the model")
             return
         linears = sorted(
@@ -67,7 +111,7 @@ class NeuroAdaModel(BaseTuner):
         for target in cast(NeuroAdaConfig, peft_config).target_parameters or []:
             if not any(f".{name.replace('.base_layer', '')}".endswith(f".{target}") for name in parameters):
                 raise UserError(f"target_parameters: {target!r} matches no parameter of the model")
-        for target in targets or []:
+        for target in sorted(targets or []):
             if not any(name == target or name.endswith(f".{target}") for name in names):
                 near = difflib.get_close_matches(target, linears, n=3, cutoff=0.4) or linears
                 raise UserError(
@@ -88,14 +132,21 @@ class NeuroAdaModel(BaseTuner):
         config = cast(NeuroAdaConfig, peft_config)
         if parameter_name is not None:
             self._adapt_experts(config, adapter_name, target, target_name, parent, current_key, parameter_name)
-        elif not isinstance(target, NeuroAdaLinear):
-            self._check_target(current_key, target, parent)
-            wrapped = NeuroAdaLinear(target, current_key)
-            wrapped.add_adapter(adapter_name, config)
-            wrapped.train(target.training)
-            self._replace_module(parent, target_name, wrapped, target)
-        else:
+            return
+        if isinstance(target, NeuroAdaLinear):
             target.add_adapter(adapter_name, config)
+            return
+        if isinstance(parent, nn.MultiheadAttention):
+            raise UserError(
+                f"target_modules: {current_key} is read by MultiheadAttention past its forward; leave it out of "
+                f"target_modules"
+            )
+        wrapped = NeuroAdaLinear(target, current_key, tied=id(getattr(target, "weight", None)) in self._tied)
+        wrapped.add_adapter(adapter_name, config)
+        wrapped.train(target.training)
+        if adapter_name not in self.active_adapters:
+            wrapped.requires_grad_(False)  # as PEFT: a further adapter trains once it is activated
+        self._replace_module(parent, target_name, wrapped, target)
 
     def _adapt_experts(
         self,
@@ -113,27 +164,56 @@ class NeuroAdaModel(BaseTuner):
         layer = made.adapt(parameter, key)
         layer.add_adapter(adapter, config)
         layer.train(target.training)
+        if adapter not in self.active_adapters:
+            layer.requires_grad_(False)
         if wrapped is None:
             self._replace_module(parent, target_name, made, target)
-
-    def _check_target(self, name: str, target: nn.Module, parent: nn.Module) -> None:
-        problem = ""
-        if isinstance(parent, nn.MultiheadAttention):
-            problem = "is read by MultiheadAttention past its forward"
-        elif id(getattr(target, "weight", None)) in self._tied:
-            problem = "shares its weight with another module, which would change with it"
-        if problem:
-            raise UserError(f"target_modules: {name} {problem}; leave it out of target_modules")
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's moves the adapter to the weight's device: meta, if that is offloaded. Ours is made where it runs.
         setattr(parent, child_name, new_module)
 
     def unload(self) -> nn.Module:
-        for module in self.model.modules():
-            if isinstance(module, NeuroAdaLinear):
-                module.enable_adapters(False)
+        for layer in neuroada_layers(self.model):
+            layer.enable_adapters(False)
         return super().unload()
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """`adapter_names` of a forward or generate: PEFT calls this around it."""
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        known = {name for layer in neuroada_layers(self.model) for name in layer.neuroada_idx}
+        if unknown := sorted(set(names) - known - {mixed.BASE}):
+            raise UserError(f"adapter_names: {', '.join(unknown)} not among the model's ({', '.join(sorted(known))})")
+        wrappers = [module for module in self.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        handles = [
+            wrapper.register_forward_pre_hook(partial(_name_rows, list(names)), with_kwargs=True)
+            for wrapper in wrappers
+        ]
+        try:
+            with mixed.mixture(names):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        density: float | None = None,
+        majority_sign_method: str = "total",
+    ) -> None:
+        """A new adapter over the union of the connections of others: see `neuroada.adapter.combine`."""
+        add_weighted_adapter(self, adapters, weights, adapter_name, combination_type, density, majority_sign_method)
+        self.record_fingerprint(adapter_name)
 
     @classmethod
     def _get_adapter_state_dict(
@@ -144,20 +224,68 @@ class NeuroAdaModel(BaseTuner):
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        """What an adapter's file holds; its base's fingerprint goes into the configuration, which PEFT writes next."""
-        layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
-        cast(NeuroAdaConfig, config).base_fingerprint = fingerprint(layers, adapter_name)
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        """What an adapter's file holds. Nothing here is collective: transformers' Trainer calls it on rank 0 alone."""
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        layers = {name: layer for name, layer in _named_layers(model) if adapter_name in layer.neuroada_idx}
+        for name, layer in layers.items():
+            key = f"{name}.neuroada_idx.{adapter_name}.weight"
+            if key not in found:  # ZeRO-3's gathering for a file leaves frozen parameters out
+                found[key] = layer.own_copy(adapter_name)
+            if not (found[key] != UNSELECTED).any():
+                raise UserError(
+                    f"adapter {adapter_name!r} has no connections in {layer.name} yet, so there is nothing to save: "
+                    f"call select_by_gradient (selection = gradient), or load its file"
+                )
+        noted = {layer.trained_on.get(adapter_name) for layer in layers.values()}
+        if None in noted and all(sharding.is_whole(layer.neuroada_idx[adapter_name]) for layer in layers.values()):
+            noted = {fingerprint(layers.values(), adapter_name)}
+        # PEFT writes the configuration next: notes for that one time, for the object is the caller's.
+        noting = cast(NeuroAdaConfig, config)
+        noting.trained_on = noted.pop() if len(noted) == 1 else None
+        noting.saved_sha256 = sha256_of(found, adapter_name)
+        return found
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        """...neuroada_delta.<adapter>.weight -> ...neuroada_delta."""
+        clean = super()._remove_adapter_name_from_key(key, adapter_name)
+        return clean.removesuffix(".weight") if ".neuroada_" in key else clean
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Deltas are fp32, asked or not: a small one would vanish beside a bf16 weight, and in bf16 moments."""
 
     def _check_fingerprints(self, _: Any) -> None:
         """After a file was loaded: refuse an adapter that was trained on other base weights."""
-        for adapter, peft_config in self.peft_config.items():
-            config, layers = cast(NeuroAdaConfig, peft_config), self.layers(adapter)
-            if config.base_fingerprint is None or any(adapter in layer.unselected for layer in layers):
+        for adapter, peft_config in list(self.peft_config.items()):
+            config, layers = cast(NeuroAdaConfig, peft_config), self.adapted_layers(adapter)
+            if not layers or not all(layer.is_known(adapter) for layer in layers):
                 continue
-            if (found := fingerprint(layers, adapter)) != config.base_fingerprint:
+            found, expected = fingerprint(layers, adapter), config.base_fingerprint
+            if expected not in (None, found):
+                self._discard(self.model, adapter)
                 raise UserError(
-                    f"adapter {adapter!r} was trained on other base weights (base_fingerprint "
-                    f"{config.base_fingerprint}, here {found}): load it over the base model it names, or set "
-                    f"base_fingerprint to null in its adapter_config.json"
+                    f"adapter {adapter!r} was trained on other base weights (base_fingerprint {expected}, here "
+                    f"{found}): load it over the base model it names, or set base_fingerprint to null in its "
+                    f"adapter_config.json"
                 )
+            note_fingerprint(layers, adapter, found)
+
+
+def note_fingerprint(layers: list[NeuroAdaLinear], adapter: str, found: str) -> None:
+    for layer in layers:
+        layer.trained_on[adapter] = found
+
+
+def neuroada_layers(model: nn.Module) -> list[NeuroAdaLinear]:
+    return [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
+
+
+def _named_layers(model: nn.Module) -> list[tuple[str, NeuroAdaLinear]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, NeuroAdaLinear)]
+
+
+def _name_rows(names: list[str], module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+    """PEFT's own wrappers (modules_to_save, trainable tokens) take the names as an argument; in this thread only."""
+    if mixed.current() is not None:
+        kwargs["adapter_names"] = names
+    return args, kwargs

@@ -7,12 +7,14 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
 
 from neuroada import sharding
+from neuroada.adapter.adapter_file import sha256_of
 from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.fingerprint import fingerprint
-from neuroada.adapter.layer import NeuroAdaLinear
+from neuroada.adapter.model import NeuroAdaModel, neuroada_layers
+from neuroada.errors import UserError
+from neuroada.files import save_tensors
 
 
 def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> None:
@@ -21,23 +23,28 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> No
     Works for every PEFT method: what trains is saved, and NeuroAda's indices with it.
     """
     config = model.peft_config[adapter]
-    layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
+    layers = [layer for layer in neuroada_layers(model) if adapter in layer.neuroada_idx]
+    for layer in layers:
+        if not layer.is_selected(adapter):
+            raise UserError(f"adapter {adapter!r} has no connections in {layer.name} yet: there is nothing to save")
     if layers:
-        cast(NeuroAdaConfig, config).base_fingerprint = fingerprint(layers, adapter)
+        cast(NeuroAdaConfig, config).trained_on = fingerprint(layers, adapter)
     first = not dist.is_initialized() or dist.get_rank() == 0
     tensors: dict[str, torch.Tensor] = {}
     for name, param in model.named_parameters():
-        if not (param.requires_grad or f".neuroada_idx.{adapter}" in name):
+        if not (param.requires_grad or (".neuroada_" in name and name.endswith(f".{adapter}"))):
             continue
         with sharding.whole(param) as value:
             if first:
-                key = name.replace(f".modules_to_save.{adapter}", "").replace(f".{adapter}", "")
+                key = name.replace(f".modules_to_save.{adapter}", "")
+                if ".neuroada_" in key:
+                    key = NeuroAdaModel._remove_adapter_name_from_key(key, adapter)
+                key = key.replace(f".{adapter}", "")
                 tensors[key] = value.detach().to("cpu", copy=True).contiguous()
     if first:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{SAFETENSORS_WEIGHTS_NAME}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / SAFETENSORS_WEIGHTS_NAME)
+        if layers:
+            cast(NeuroAdaConfig, config).saved_sha256 = sha256_of(tensors, adapter)
+        save_tensors(folder / SAFETENSORS_WEIGHTS_NAME, tensors, {"format": "pt"})
         inference, config.inference_mode = config.inference_mode, True
         config.save_pretrained(str(folder))
         config.inference_mode = inference

@@ -1,21 +1,20 @@
 """A file of connections, chosen before a run: `<module>.idx` [out, 2k] uint8, and what it was made from."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from neuroada import sharding
 from neuroada.adapter.fingerprint import checksum
 from neuroada.adapter.model import NeuroAdaModel
-from neuroada.adapter.names import match
 from neuroada.adapter.selection import Selection
 from neuroada.errors import UserError
-from neuroada.files import save_tensors
+from neuroada.files import load_tensors, save_tensors
+from neuroada.files.names import match
 from neuroada.ops import unpack_indices
 
 
@@ -48,7 +47,7 @@ def apply_selection(model: NeuroAdaModel, adapter: str, path: Path) -> None:
     config: Any = model.peft_config[adapter]
     if int(metadata["k"]) != config.k:
         raise UserError(f"{path}: was made with k = {metadata['k']}, the adapter has k = {config.k}; use the same")
-    layers = {layer.name: layer for layer in model.layers(adapter)}
+    layers = {layer.name: layer for layer in model.adapted_layers(adapter)}
     names = {match(name, connections): name for name in layers}
     if missing := [name for name in layers if match(name, connections) is None]:
         raise UserError(f"{path}: holds no connections for {missing[0]}; select for the adapter's target_modules")
@@ -87,14 +86,18 @@ def _content_hash(connections: Mapping[str, torch.Tensor]) -> str:
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The connections and the metadata, checked against the file's own sha256."""
-    try:
-        connections = {name.removesuffix(".idx"): idx for name, idx in load_file(path).items()}
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a selection file ({error}); make one with `neuroada select`") from None
+    tensors, metadata = load_tensors(path, "make one with `neuroada select`")
+    connections = {name.removesuffix(".idx"): idx for name, idx in tensors.items()}
     if absent := {"k", "selection", "seed", "base_fingerprint", "sha256"} - metadata.keys():
         raise UserError(f"{path}: not a selection file (no {min(absent)}); make one with `neuroada select`")
     if _content_hash(connections) != metadata["sha256"]:
         raise UserError(f"{path}: is damaged (its sha256 differs); make it again with `neuroada select`")
+    for module, idx in connections.items():
+        if idx.dtype != torch.uint8 or idx.ndim != 2 or idx.shape[1] % 2 or not idx.numel():
+            raise UserError(f"{path}: {module} holds no packed indices; make it again with `neuroada select`")
+    for field in ("k", "seed"):
+        if not re.fullmatch(r"-?\d{1,19}", metadata[field]):
+            raise UserError(f"{path}: {field} is {metadata[field]!r}; make it again with `neuroada select`")
+    if metadata["selection"] not in get_args(Selection):
+        raise UserError(f"{path}: selection is {metadata['selection']!r}; make it again with `neuroada select`")
     return connections, metadata

@@ -14,13 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from neuroada.cli.command import Parser
 from neuroada.errors import UserError
 from neuroada.tasks.checking import PERCENTILES, Checked, Overlap, check_folder, clean
 from neuroada.tasks.table import get_task
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds <set>/{train,test}.json")
     parser.add_argument("--tokenizer", type=Path, help="folder of a model or tokenizer, for token lengths")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -45,12 +46,9 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in `folder`. UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f"--tokenizer: {folder} is no folder; give one that holds a tokenizer.json")
-    from transformers import AutoTokenizer
+    from neuroada.hf import loading
 
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--tokenizer: {folder} holds no tokenizer ({error})") from None
+    return loading.load_tokenizer(str(folder), "--tokenizer ")
 
 
 def print_tables(files: list[Checked], overlaps: list[Overlap]) -> None:
@@ -65,7 +63,7 @@ def print_tables(files: list[Checked], overlaps: list[Overlap]) -> None:
     for file in files:
         counts = [file.rows, file.unique_questions, file.duplicates, *(file.tokens or {}).values()]
         table.add_row(f"{file.set}/{file.split}", *(f"{count:,}" for count in counts))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     if with_tokens:
         console.print("p50 to p100: tokens of prompt, target and EOS; in a test set of the prompt alone")

@@ -1,13 +1,23 @@
 """What every command shares: its exit status, and one line for a user's error instead of a traceback."""
 
-import errno
+import argparse
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
+from neuroada.environment import check_environment, local_rank, rank
 from neuroada.errors import Preempted, UserError, node_name
+from neuroada.files.problems import as_user_error
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for a mistake instead of the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -15,19 +25,25 @@ def run(main: Callable[[list[str]], None]) -> None:
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "160")  # for tables in a log: without a terminal rich would cut them at 80
     try:
+        check_environment()
         main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         _print_error(str(error))
         _leave(2)
+    except BrokenPipeError:  # `| head` has read enough; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(141)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _print_error(f"{error}: free some space and run the same command again")
+        _print_error(str(as_user_error(error, str(error.filename or "a file or folder"))))
+        _leave(2)
+    except MemoryError as error:
+        _print_error(f"out of memory ({error}); use a machine with more, or smaller batches")
         _leave(2)
     except Preempted as stop:
         for number in (signal.SIGUSR1, signal.SIGTERM):  # late copies of the request must not change the status
             signal.signal(number, signal.SIG_IGN)
-        if os.environ.get("RANK", "0") == "0":
+        if rank() == 0:
             print(f"preempted: {stop}", file=sys.stderr, flush=True)
         _leave(75)
     except KeyboardInterrupt:
@@ -55,7 +71,11 @@ def _joined() -> bool:
 def _print_error(text: str) -> None:
     """One line. Of joined ranks, who met the same error, rank 0 tells it; before, each node tells its own."""
     joined = _joined()
-    if os.environ.get("RANK" if joined else "LOCAL_RANK", "0") != "0":
-        return
-    place = f"node {node_name()}: " if int(os.environ.get("SLURM_NNODES", "1")) > 1 and not joined else ""
-    print(f"error: {place}{' '.join(text.split())}", file=sys.stderr, flush=True)
+    nodes = os.environ.get("SLURM_NNODES", "1")
+    with suppress(ValueError):  # an odd variable is itself the error to tell
+        if (rank() if joined else local_rank()) != 0:
+            return
+    place = f"node {node_name()}: " if nodes.isdecimal() and nodes != "1" and not joined else ""
+    line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
+    line = line if len(line) <= 1000 else f"{line[:700]} ... {line[-290:]}"
+    print(f"error: {place}{line}", file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from neuroada.cli.command import Parser
 from neuroada.comparison.contenders import EXAMPLE, Comparison, Contender, numbers, read_contenders
 from neuroada.comparison.runs import one
 from neuroada.config.recipe import Recipe
@@ -24,9 +25,7 @@ from neuroada.errors import UserError
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="neuroada compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a name in recipes/, or a YAML file")
     parser.add_argument("--methods", required=True, nargs="+", metavar="METHOD", help=EXAMPLE)
     parser.add_argument("--lrs", default="", metavar="A,B", help="learning rates to try, of methods without their own")
@@ -87,12 +86,12 @@ def conclude(
     from neuroada.comparison.page import write_comparison
     from neuroada.comparison.summary import summarize, table
 
-    summary = summarize(out, chosen, seeds, task=recipe.task, model=recipe.model, command=command)
+    summary = summarize(out, chosen, seeds, task=recipe.trained_on, model=recipe.model, command=command)
     write_comparison(out, summary)
     if args.json:
         print(json.dumps(summary, indent=1))
         return
     from rich.console import Console
 
-    Console().print(table(summary))
+    Console(markup=False, emoji=False).print(table(summary))
     print(f"report: {out / 'report.html'}")

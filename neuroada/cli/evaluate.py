@@ -9,8 +9,10 @@ Cut off? The same command goes on where it stopped.
 import argparse
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NoReturn
 
+from neuroada.environment import joining, local_rank, rank, world_size
 from neuroada.errors import UserError
 
 
@@ -49,33 +51,44 @@ def main(argv: list[str]) -> None:
     tasks = resolve_tasks(arguments.tasks.split(","))
     for task in tasks:
         load_examples(task, "test", arguments.data_dir)  # a mistake in the data shows before a model is loaded
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = world_size()
     if arguments.backend == "vllm" and find_spec("vllm") is None:
         raise UserError("backend: vllm is not installed; pip install vllm, or give --backend hf")
-    if arguments.backend == "vllm" and world_size > 1:
-        raise UserError(f"backend: vllm starts its own workers, not {world_size} ranks; run it without a launcher")
-    if world_size > 1:  # before torch starts its threads
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local)))
+    if arguments.backend == "vllm" and ranks > 1:
+        raise UserError(f"backend: vllm starts its own workers, not {ranks} ranks; run it without a launcher")
+    if ranks > 1:  # before torch starts its threads
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks) or 1)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // max(1, local))))
 
     from neuroada.evaluation.results import notes, table, to_json
 
-    results = evaluate(arguments, source, tasks, world_size)
-    if os.environ.get("RANK", "0") != "0":
+    results = evaluate(arguments, source, tasks, ranks)
+    if rank() != 0:
         return
+    refresh_report(Path(arguments.out or source.default_out()))
     if arguments.json:
         print(to_json(results), end="")
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table(results))
     for note in notes(results):
         console.print(note)
     console.print(f"written to {arguments.out or source.default_out()}")
 
 
-def evaluate(arguments: argparse.Namespace, source, tasks, world_size: int) -> dict:
+def refresh_report(out: Path) -> None:
+    """Show the new scores in report.html of the run they belong to: `out` is its folder, or base/ in it."""
+    from neuroada.reporting import write_report
+
+    for folder in (out, out.parent):
+        if (folder / "metrics.jsonl").is_file() and (folder / "recipe.yaml").is_file():
+            write_report(folder)
+            return
+
+
+def evaluate(arguments: argparse.Namespace, source, tasks, ranks: int) -> dict:
     """Load the model and score it; with several ranks, each in its own process."""
     import torch
     import torch.distributed as dist
@@ -91,17 +104,17 @@ def evaluate(arguments: argparse.Namespace, source, tasks, world_size: int) -> d
     }
     where = (arguments.data_dir, arguments.out or source.default_out())
     if arguments.backend == "vllm":
-        from transformers import AutoTokenizer
-
         from neuroada.evaluation.vllm_backend import VllmBackend
+        from neuroada.hf.loading import load_tokenizer
 
         with VllmBackend(source, arguments.dtype) as backend:
-            return evaluate_backend(backend, AutoTokenizer.from_pretrained(source.model), tasks, *where, **options)
+            return evaluate_backend(backend, load_tokenizer(source.model, "model: "), tasks, *where, **options)
 
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else "cpu"
     model, tokenizer = load(source, arguments.dtype, torch.device(device))
-    if world_size > 1:
-        dist.init_process_group("gloo")  # barriers alone: no tensor travels, on GPUs neither
+    if ranks > 1:
+        with joining():
+            dist.init_process_group("gloo")  # barriers alone: no tensor travels, on GPUs neither
     try:
         return evaluate_tasks(model, tokenizer, tasks, *where, batch_tokens=arguments.batch_tokens, **options)
     finally:

@@ -7,20 +7,19 @@ neuroada fetch data math
 import argparse
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.sources.datasets import SUITES, fetch_data
-from neuroada.sources.models import GENERATED, MODELS, fetch_model
+from neuroada.sources.models import ABOUT, fetch_model
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="neuroada fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
 
     model = kinds.add_parser(
         "model",
         help="a small pretrained model, as a Hugging Face folder",
-        epilog="models:\n" + "\n".join(f"  {name:14} {entry.about}" for name, entry in {**MODELS, **GENERATED}.items()),
+        epilog="models:\n" + "\n".join(f"  {name:14} {about}" for name, about in ABOUT.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     model.add_argument("name")

@@ -9,6 +9,7 @@ from neuroada.errors import UserError
 
 COMMANDS = {
     "train": "train a recipe, on one process or many",
+    "preview": "own data as the model will see them",
     "evaluate": "score a model or an adapter on tasks",
     "merge": "write an adapter into its base model, or take it out again",
     "select": "choose connections without building the model",

@@ -10,14 +10,14 @@ import argparse
 import json
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.errors import UserError
+from neuroada.files import check_free
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments, as far as they can be judged without a heavy import."""
-    parser = argparse.ArgumentParser(
-        prog="neuroada merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada merge", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="the adapter's folder (any of PEFT's methods)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write; must not exist")
     parser.add_argument("--base-model", metavar="DIR_OR_ID", help="default: the one adapter_config.json names")
@@ -43,8 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise UserError(f"--adapter {args.adapter}: no adapter_config.json there; give a trained adapter's folder")
     if args.base_model and args.base_model.startswith((".", "/", "~")) and not Path(args.base_model).is_dir():
         raise UserError(f"--base-model {args.base_model}: no such folder; give one with safetensors in it, or a hub id")
-    if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-        raise UserError(f"--out {args.out}: is already there; choose a new folder or remove it")
+    check_free(args.out, "--out ")
     return args
 
 
@@ -55,10 +54,10 @@ def main(argv: list[str]) -> None:
 
         done = unmerge(args.model, args.out, progress=not args.json)
     else:
-        source, revision = base_of(args.adapter) if args.base_model is None else (args.base_model, None)
-
         from neuroada.hf.tensor_files import resolve
-        from neuroada.offline.merge import merge
+        from neuroada.offline.merge import base_of, merge
+
+        source, revision = base_of(args.adapter) if args.base_model is None else (args.base_model, None)
 
         base = resolve(source, "--base-model", revision)
         options = {"keep_base": args.keep_base, "verify": args.verify, "progress": not args.json}
@@ -68,16 +67,3 @@ def main(argv: list[str]) -> None:
     else:
         for name, value in done.items():
             print(f"{name:17} {value}" if isinstance(value, str | bool) else f"{name:17} {value:,}")
-
-
-def base_of(adapter: Path) -> tuple[str, str | None]:
-    """(folder or hub id, revision) of the base model that an adapter names."""
-    path = adapter / "adapter_config.json"
-    try:
-        config = json.loads(path.read_text())
-        source, revision = config["base_model_name_or_path"], config.get("revision")
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: not JSON with a base_model_name_or_path; give --base-model") from None
-    if not source:
-        raise UserError(f"{path}: base_model_name_or_path is empty; give --base-model")
-    return source, revision

@@ -7,13 +7,12 @@ neuroada plan --recipe llama7b_math --compare train.micro_batch_size=1 train.max
 import argparse
 import json
 
+from neuroada.cli.command import Parser
 from neuroada.config.recipe import load_recipe
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="neuroada plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a name in recipes/, or a YAML file")
     parser.add_argument("--gpus", type=_count, default=1, metavar="N", help="ranks, one card each (default: 1)")
     parser.add_argument("--gpu-memory", type=_positive, metavar="GIB", help="of one card: recommend what fits it")

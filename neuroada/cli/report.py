@@ -7,16 +7,15 @@ the base model's accuracy beside the run's.
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.errors import UserError
+from neuroada.files import read_json
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="neuroada report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run's folder, or a comparison's")
     folder = parser.parse_args(argv).folder
     if not folder.is_dir():
@@ -24,7 +23,7 @@ def main(argv: list[str]) -> None:
     if (folder / "comparison.json").is_file():
         from neuroada.comparison.page import write_comparison
 
-        write_comparison(folder, json.loads((folder / "comparison.json").read_text()))
+        write_comparison(folder, read_json(folder / "comparison.json"))
     else:
         from neuroada.reporting import write_report
 

@@ -10,14 +10,13 @@ import json
 import os
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.errors import UserError
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments, as far as they can be judged without a heavy import."""
-    parser = argparse.ArgumentParser(
-        prog="neuroada select", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada select", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder of safetensors, or a hub id")
     parser.add_argument("--k", type=int, required=True, help="connections of each neuron")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="must not exist")
@@ -32,6 +31,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     for name in ("k", "workers"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if args.workers > 1024:
+        raise UserError(f"--workers {args.workers}: more processes than one machine runs; leave it out for one a core")
     if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
         raise UserError(f"--model {args.model}: no such folder; give one with safetensors in it, or a hub id")
     if args.out.exists():

@@ -15,16 +15,17 @@ import shlex
 import shutil
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.config.recipe import Recipe, load_recipe
 from neuroada.errors import UserError
+from neuroada.hf.loading import check_source
+from neuroada.tasks.table import get_task
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="neuroada submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a name in recipes/, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.lr=1e-3")
     parser.add_argument("--nodes", type=int, help="default: 1, or what --gpu-memory asks for")
@@ -53,7 +54,9 @@ def main(argv: list[str]) -> None:
         nodes = fit(recipe, args.nodes, per_node, args.gpu_memory)
     tasks = sweep(recipe, args.sweep)
     for task in tasks or [[]]:
-        load_recipe(args.recipe, [*args.overrides, *task]).micro_batches(nodes * per_node)
+        asked = load_recipe(args.recipe, [*args.overrides, *task])
+        asked.micro_batches(nodes * per_node)
+        check_ranks(asked, nodes * per_node)
 
     options = [f"--nodes={nodes}", f"--ntasks-per-node={per_node}", f"--job-name={Path(recipe.output_dir).name}"]
     options += [f"--gpus-per-node={args.gpus_per_node}"] if args.gpus_per_node else []
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> None:
     options += [f"--array=0-{len(tasks) - 1}"] if tasks else []
     options += [f"--output={recipe.output_dir}/slurm-{'%A_%a' if tasks else '%j'}.out"]
     command = ["sbatch", *options, *args.sbatch, "launch/slurm/train.sbatch", args.recipe, *args.overrides]
-    command += ["--", *(" ".join(task) for task in tasks)] if tasks else []
+    command += [part for task in tasks for part in ("--", *task)]
     print(shlex.join(command))
     if not args.yes:
         print("add --yes to submit it")
@@ -75,6 +78,15 @@ def main(argv: list[str]) -> None:
     if done.returncode:
         raise UserError(f"sbatch refused: {done.stderr}")
     print(done.stdout, end="")
+
+
+def check_ranks(recipe: Recipe, ranks: int) -> None:
+    """UserError where the engine, the task or a local model do not fit a job of `ranks` ranks."""
+    if recipe.task is not None:
+        get_task(recipe.task)
+    check_source(recipe.model)
+    if recipe.engine.name == "single" and ranks > 1:
+        raise UserError(f"engine.name = single: not on {ranks} ranks; use engine.name=deepspeed or fsdp2")
 
 
 def fit(recipe: Recipe, nodes: int | None, per_node: int, gib: float) -> int:
@@ -114,10 +126,16 @@ def sweep(recipe: Recipe, fields: list[str]) -> list[list[str]]:
     """
     if not fields:
         return []
-    choices = []
+    choices: list[list[str]] = []
+    swept: list[str] = []
     for field in fields:
         key, equals, values = field.partition("=")
         if not (key and equals) or "" in values.split(",") or field.split() != [field]:
             raise UserError(f"--sweep {field!r}: written key=value,value without spaces, such as train.seed=1,2,3")
+        if key == "output_dir" or "/" in field:
+            raise UserError(f"--sweep {field!r}: each task's folder is named after its values; sweep other fields")
+        if len(set(values.split(","))) < len(values.split(",")) or key in swept:
+            raise UserError(f"--sweep {field!r}: names a value or a field twice; two tasks would share a folder")
+        swept.append(key)
         choices.append([f"{key}={value}" for value in values.split(",")])
     return [[*task, f"output_dir={recipe.output_dir}/{','.join(task)}"] for task in itertools.product(*choices)]

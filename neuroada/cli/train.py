@@ -8,17 +8,16 @@ neuroada train --recipe llama13b_math --dry-run ranks=8
 
 import argparse
 import gc
-import os
 
+from neuroada.cli.command import Parser
 from neuroada.config.recipe import load_recipe
+from neuroada.environment import rank
 from neuroada.errors import UserError
 from neuroada.training.signals import StopRequest
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="neuroada train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a name in recipes/, or a YAML file")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument(
@@ -46,8 +45,8 @@ def main(argv: list[str]) -> None:
     trained = train(recipe, stop)
     if generated:
         gc.collect()  # the engine and its weights
-        evaluate_trained(trained, recipe.model, recipe.task, generated, recipe.data_dir, recipe.evaluate.limit)
-    if os.environ.get("RANK", "0") == "0":
+        evaluate_trained(trained, recipe.model, recipe.trained_on, generated, recipe.data_dir, recipe.evaluate.limit)
+    if rank() == 0:
         write_report(trained.parent)
         print(f"trained: {trained}")
 

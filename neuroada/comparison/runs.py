@@ -1,6 +1,5 @@
 """The runs of a comparison: each is trained and measured in processes and a folder of its own, once."""
 
-import json
 import os
 import shlex
 import shutil
@@ -13,7 +12,7 @@ import neuroada
 from neuroada.comparison.contenders import Comparison
 from neuroada.config.recipe import Recipe
 from neuroada.errors import Preempted, UserError
-from neuroada.files import write_json
+from neuroada.files import open_append, read_bytes, read_json, write_json
 
 
 def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, base: bool = False) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, ba
     folder = Path(recipe.output_dir)
     result_file, asked = folder / "result.json", deciding(recipe, base)
     if result_file.is_file():
-        result = json.loads(result_file.read_text())
+        result = read_result(result_file)
         for field in asked:
             if result["recipe"].get(field) != asked[field]:
                 raise UserError(
@@ -55,7 +54,15 @@ def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, ba
     if not keep:
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         shutil.rmtree(folder / "model", ignore_errors=True)  # of methods that train whole weights
-    return json.loads(result_file.read_text())
+    return read_result(result_file)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """result.json of a run. UserError: not what a comparison wrote."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("recipe"), dict):
+        raise UserError(f"{path}: is no result of a comparison; remove it, and it is measured again")
+    return found
 
 
 def deciding(recipe: Recipe, base: bool) -> dict[str, Any]:
@@ -68,9 +75,10 @@ def deciding(recipe: Recipe, base: bool) -> dict[str, Any]:
 
 def follow(command: list[str], environment: dict[str, str], log: Path) -> tuple[int, str]:
     """Run a command, all it prints into `log`; its exit status, and what it printed."""
-    with log.open("w") as file:
+    log.unlink(missing_ok=True)
+    with open_append(log) as file:
         done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    return done.returncode, log.read_text(errors="replace")
+    return done.returncode, read_bytes(log, limit=1 << 32).decode(errors="replace")
 
 
 def module(launcher: str) -> list[str]:

@@ -114,7 +114,7 @@ def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     base = summary["base"]
     lines = []
     if base["test"] is not None or base["accuracy"]:
-        loss = "" if base["test"] is None else f"{base['report']:.4f}"
+        loss = "" if base["test"] is None else f"{base['test']:.4f}"
         scores = [_percent(base["accuracy"].get(name)) for name in tasks]
         lines.append(["base, untrained", "0", "", "", loss, "", *scores, "", "", "", ""])
     for row in summary["rows"]:

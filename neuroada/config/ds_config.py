@@ -1,11 +1,11 @@
 """DeepSpeed's JSON: one of ds_configs/ or the user's own, with what the recipe owns refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
+from neuroada.files import read_json
 
 DS_CONFIGS = Path(__file__).parent / "ds_configs"
 
@@ -33,10 +33,9 @@ def read_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
     if path is None:
         known = ", ".join(sorted(p.stem for p in DS_CONFIGS.glob("*.json")))
         raise UserError(f"engine.ds_config = {name}: no such file in ds_configs/ ({known}) and no such path")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"engine.ds_config = {name}: {path} is not JSON: {error}") from None
+    config = read_json(path, limit=1 << 20)
+    if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):
+        raise UserError(f"engine.ds_config = {name}: {path} must be an object, and its zero_optimization another")
     for field, remedy in OWNED.items():
         if field in config:
             raise UserError(f"engine.ds_config = {name}: remove {field} from {path.name}: {remedy}")
@@ -45,6 +44,8 @@ def read_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
         if zero.get(field):
             raise UserError(f"engine.ds_config = {name}: {field} would quantise the indices too; set it to false")
     hpz = zero.get("zero_hpz_partition_size", 1)
+    if type(hpz) is not int or hpz < 1:
+        raise UserError(f"engine.ds_config = {name}: zero_hpz_partition_size = {hpz!r} is not at least 1")
     if world_size % hpz:
         raise UserError(
             f"engine.ds_config = {name}: zero_hpz_partition_size = {hpz} does not divide {world_size} ranks; "
@@ -56,4 +57,5 @@ def read_ds_config(recipe: Recipe, world_size: int) -> dict[str, Any]:
 def zero_options(strategy: str) -> dict[str, Any]:
     """The zero_optimization section of ds_configs/<strategy>.json; empty where there is none."""
     path = DS_CONFIGS / f"{strategy}.json"
-    return json.loads(path.read_text())["zero_optimization"] if path.is_file() else {}
+    section: dict[str, Any] = read_json(path)["zero_optimization"] if path.is_file() else {}
+    return section

@@ -4,24 +4,26 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, model_validator
 
+from neuroada.config.data import Data
+from neuroada.config.section import Section, Text
 from neuroada.errors import UserError
+from neuroada.files import check_schema, parse_yaml, read_yaml, write_yaml
 from neuroada.registry import ENGINES, METHODS
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Positive = Annotated[int, Field(ge=1)]
+LARGEST = 1 << 31  # of counts: what torch and numpy index with, and more than anybody trains
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-FREE = {"train": {"micro_batch_size", "packing", "activation_checkpointing", "log_every", "step_timeout_minutes"}}
+FREE = {
+    "adapter": {"kernel"},
+    "train": {"micro_batch_size", "packing", "activation_checkpointing", "log_every", "step_timeout_minutes"},
+}
 """What may change when a run is resumed: how a step is computed, not what it learns."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Adapter(Section):
@@ -29,25 +31,34 @@ class Adapter(Section):
 
     method: Annotated[str, AfterValidator(METHODS.check)] = Field(
         default="neuroada",
-        description="neuroada, lora, shira, supertuning, masked, full, head (a classifier alone, its encoder frozen), "
+        description="neuroada, lora, dora, bitfit, shira, supertuning, masked, full, head (a classifier alone), "
         "or an installed package's",
     )
     k: Positive = Field(default=20, description="trained connections of each neuron; of neuroada and masked")
     selection: Literal["magnitude", "gradient", "reverse", "random"] = Field(
         default="magnitude", description="how the connections are chosen"
     )
-    selection_file: str | None = Field(
+    selection_file: Text | None = Field(
         default=None, description="connections chosen before, by `neuroada select`; instead of `selection`"
     )
-    target_modules: Annotated[list[str], Field(min_length=1)] = Field(
+    target_modules: Annotated[list[Text], Field(min_length=1)] = Field(
         description="names of Linear modules, or their ends after a dot"
     )
-    target_parameters: list[str] | None = Field(
+    target_parameters: list[Text] | None = Field(
         default=None,
         description="of neuroada: names of experts' parameters of three dimensions, such as experts.gate_up_proj",
     )
-    rank: Positive = Field(default=8, description="of lora; of shira, which then has as many trainable parameters")
+    rank: Positive = Field(
+        default=8, description="of lora and dora; of shira, which then has as many trainable parameters"
+    )
+    lora_alpha: Positive | None = Field(
+        default=None, description="of lora and dora: the change is scaled by lora_alpha / rank; null: 2 x rank"
+    )
     sparsity: Fraction = Field(default=0.99, description="of supertuning: the share of each weight that stays frozen")
+    kernel: Literal["auto", "triton", "dense"] = Field(
+        default="auto",
+        description="of neuroada on GPUs, for the deltas' gradient; auto: what rank 0 finds faster, on all ranks",
+    )
     trainable_dtype: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of the weights that full and masked train, and of their moments"
     )
@@ -62,7 +73,7 @@ class Optimizer(Section):
     """AdamW, betas (0.9, 0.999), eps 1e-8, as published."""
 
     lr: Annotated[float, Field(gt=0)] = Field(description="the highest learning rate, after the warm-up")
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="AdamW's, of the trainable parameters")
     warmup_ratio: Fraction = Field(default=0.0, description="of all steps, linear from 0")
     schedule: Literal["linear", "constant"] = Field(
         default="linear", description="after the warm-up: linear to 0 at the last step, or constant"
@@ -75,7 +86,7 @@ class Optimizer(Section):
 class Train(Section):
     """How long, on how much at once, in which numbers."""
 
-    epochs: Annotated[float, Field(gt=0)] = 3
+    epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(default=3, description="passes over the training set")
     max_steps: Positive | None = Field(default=None, description="ends the run, and its schedule, earlier")
     global_batch_size: Positive = Field(
         default=16, description="sequences of an optimizer step, whatever the world size"
@@ -83,28 +94,50 @@ class Train(Section):
     micro_batch_size: Positive = Field(
         default=2, description="sequences in one forward pass of a rank, at most; accumulation follows"
     )
-    max_length: Annotated[int, Field(ge=8)] = Field(default=512, description="tokens of prompt and answer together")
-    packing: bool = Field(
-        default=True, description="the sequences of a micro batch end to end in one row, without padding"
+    max_length: Annotated[int, Field(ge=8, le=1 << 24)] = Field(
+        default=512, description="tokens of prompt and answer together"
+    )
+    packing: bool | Literal["fill"] = Field(
+        default=True,
+        description="the sequences of a micro batch end to end in one row, without padding; fill: besides, as many "
+        "sequences as max_length tokens hold count as one of the batch (of own data)",
     )
     dtype: Literal["bf16", "fp32"] = Field(
         default="bf16", description="of the frozen weights and of the compute; deltas are fp32"
     )
-    seed: int = 42
-    held_out: Annotated[int, Field(ge=0)] = Field(
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = Field(
+        default=42, description="of the order of the data, of dropout and of random choices"
+    )
+    held_out: Annotated[int, Field(ge=0, le=LARGEST)] = Field(
         default=0, description="training questions left out, twice: as validation set and as test set"
     )
     activation_checkpointing: bool = Field(default=False, description="less memory for about a third more computation")
     log_every: Positive = Field(default=1, description="steps from one line of metrics.jsonl to the next")
-    step_timeout_minutes: Annotated[float, Field(gt=0)] = Field(
+    step_timeout_minutes: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         default=30, description="of one step, and of the start: then the job ends instead of waiting for a lost rank"
+    )
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences lie end to end."""
+        return self.packing is not False
+
+
+class Objective(Section):
+    """What own data teach."""
+
+    name: Literal["sft", "dpo", "orpo"] = Field(
+        default="sft", description="sft: the trained tokens of every example; dpo, orpo: preference pairs"
+    )
+    beta: Annotated[float, Field(gt=0)] = Field(
+        default=0.1, description="of dpo: the strength of the reference; of orpo: the weight of the odds ratio"
     )
 
 
 class Checkpoint(Section):
     """Portable checkpoints: any engine and world size goes on from any other's."""
 
-    every_steps: Positive = 200
+    every_steps: Positive = Field(default=200, description="steps from one checkpoint to the next")
     keep: Positive = Field(default=2, description="the newest checkpoints that are not removed")
     resume: Literal["auto", "never"] = Field(
         default="auto", description="auto: from output_dir's newest whole checkpoint"
@@ -117,13 +150,23 @@ class Engine(Section):
     name: Annotated[str, AfterValidator(ENGINES.check)] = Field(
         default="deepspeed", description="single, deepspeed or fsdp2"
     )
-    ds_config: str = Field(default="zero2", description="of deepspeed: a file of ds_configs/, or a path")
+    ds_config: Text = Field(default="zero2", description="of deepspeed: a file of ds_configs/, or a path")
 
 
 class Evaluate(Section):
-    """What is scored when training ends."""
+    """What is scored, while own data are trained on and when training ends."""
 
-    tasks: list[str] | None = Field(
+    every_steps: Positive | None = Field(
+        default=None, description="steps between measurements of data.validation; null: the end of every epoch"
+    )
+    samples: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="validation prompts that are answered at every measurement, to read"
+    )
+    early_stopping_patience: Positive | None = Field(
+        default=None, description="the run ends after so many measurements without a better one"
+    )
+
+    tasks: list[Text] | None = Field(
         default=None, description="tasks to score; null: none, and of a glue/ task that task itself"
     )
     limit: Positive | None = Field(default=None, description="the first so many examples of each")
@@ -134,20 +177,53 @@ class Evaluate(Section):
 
 
 class Recipe(Section):
-    model: str = Field(description="hub id or folder")
-    task: str = Field(description="what to train on: a row of the task table, see docs/tasks.md")
-    data_dir: str = Field(default="data", description="holds <name>/{train,test}.json")
+    model: Text = Field(description="hub id or folder")
+    task: Text | None = Field(default=None, description="what to train on: a row of the task table, see docs/tasks.md")
+    data: Data | None = Field(default=None, description="or own data, see docs/data.md")
+    objective: Objective = Objective()
+    data_dir: Text = Field(
+        default="data", description="the folder that holds `NAME/train.json` and `NAME/test.json`, and encoded data"
+    )
     adapter: Adapter
     optimizer: Optimizer
     train: Train = Train()
     checkpoint: Checkpoint = Checkpoint()
     engine: Engine = Engine()
     evaluate: Evaluate = Evaluate()
-    output_dir: str = Field(description="the run's folder")
+    output_dir: Text = Field(description="the run's folder")
     report_to: list[Literal["wandb"]] = Field(
         default=[], description="besides TensorBoard and metrics.jsonl, which are always written"
     )
     provenance: str = Field(description="where the values come from: published, or extrapolated from what")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Recipe":
+        if (self.task is None) == (self.data is None):
+            raise ValueError("task and data: give one of them, a built-in task or your own data")
+        own = {
+            "objective": self.objective != Objective(),
+            "train.packing = fill": self.train.packing == "fill",
+            "evaluate.every_steps": self.evaluate.every_steps is not None,
+            "evaluate.samples": self.evaluate.samples > 0,
+            "evaluate.early_stopping_patience": self.evaluate.early_stopping_patience is not None,
+        }
+        if self.data is None:
+            for field in (name for name, given in own.items() if given):
+                raise ValueError(f"{field} has no effect on a task; leave it out, or give data")
+            return self
+        if self.train.held_out:
+            raise ValueError("train.held_out is of tasks; set data.validation.size")
+        if self.data.streaming and self.train.packing == "fill":
+            raise ValueError("train.packing = fill has to know all lengths, and a stream's are not; set it to true")
+        if not (self.data.validation.size or self.data.validation.own_source):
+            for field in (name for name, given in own.items() if given and name.startswith("evaluate.")):
+                raise ValueError(f"{field} needs validation examples; set data.validation.size, split or path")
+        return self
+
+    @property
+    def trained_on(self) -> str:
+        """The task's name, or "own data"."""
+        return self.task or "own data"
 
     def share(self, world_size: int) -> int:
         """Sequences of a step that each of `world_size` ranks computes. UserError where the batch does not divide."""
@@ -172,6 +248,8 @@ class Recipe(Section):
     def identity(self) -> dict[str, Any]:
         """The fields, by dotted name, that decide what is learnt: two runs that share them have the same curve."""
         deciding: dict[str, Any] = {"model": self.model, "task": self.task}
+        if self.data is not None:
+            deciding |= {f"objective.{field}": value for field, value in self.objective.model_dump().items()}
         for name in ("adapter", "optimizer", "train"):
             section = getattr(self, name).model_dump(exclude=FREE.get(name))
             deciding |= {f"{name}.{field}": value for field, value in section.items()}
@@ -179,7 +257,7 @@ class Recipe(Section):
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe: this file alone reproduces the run."""
-        path.write_text(yaml.safe_dump(self.model_dump(), sort_keys=False))
+        write_yaml(path, self.model_dump())
 
 
 def load_recipe(name: str, overrides: list[str] = []) -> Recipe:  # noqa: B006 (never changed)
@@ -189,18 +267,17 @@ def load_recipe(name: str, overrides: list[str] = []) -> Recipe:  # noqa: B006 (
         UserError: every error in one line: the field, its value, what would be right.
     """
     path = _find(name)
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not YAML: {error}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"recipe {path}: must be a mapping of fields, is {type(values).__name__}")
     for override in overrides:
         _apply(values, override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"recipe {path.stem}: " + "; ".join(_explain(e) for e in error.errors())) from None
+    return check_schema(Recipe, values, f"recipe {path.stem}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a run wrote. UserError as of `load_recipe`."""
+    return check_schema(Recipe, read_yaml(path), str(path), "remove it, or choose another folder")
 
 
 def _find(name: str) -> Path:
@@ -221,24 +298,4 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise UserError(f"{key}: {parent} is a value, not a section")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"{override!r}: the value is not YAML") from None
-
-
-def _explain(error: Any) -> str:
-    """One error of pydantic's list: the field, its value, what would be right."""
-    field = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        section: Any = Recipe
-        for part in error["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        known = list(section.model_fields)
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.4)
-        return f"{field}: no such field; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
-    if error["type"] == "missing":
-        return f"{field}: missing"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    return f"{field} = {error['input']!r}: {error['msg'].lower()}"
+    values[last] = parse_yaml(text, f"{override[:200]!r}")

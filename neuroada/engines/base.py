@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from neuroada import sharding
 from neuroada.config.recipe import Recipe
+from neuroada.environment import local_rank, world_size
 from neuroada.errors import UserError
 from neuroada.registry import ENGINES
 
@@ -92,7 +93,7 @@ class Engine(Protocol):
 
 def make_engine(recipe: Recipe) -> Engine:
     """The recipe's engine, with the process group it needs."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = world_size()
     name = recipe.engine.name
     if name == "single" and ranks > 1:
         raise UserError(f"engine.name = single: started with {ranks} ranks; use deepspeed or fsdp2")
@@ -105,9 +106,12 @@ def make_engine(recipe: Recipe) -> Engine:
 def find_device() -> torch.device:
     """This rank's device: its GPU by LOCAL_RANK, or the CPU."""
     if torch.cuda.is_available():
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        torch.cuda.set_device(local_rank)
-        return torch.device("cuda", local_rank)
+        if local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"LOCAL_RANK = {local_rank()}: this node has {torch.cuda.device_count()} GPU(s); start as many ranks"
+            )
+        torch.cuda.set_device(local_rank())
+        return torch.device("cuda", local_rank())
     return torch.device("cpu")
 
 

@@ -17,12 +17,13 @@ from neuroada.config.ds_config import read_ds_config
 from neuroada.config.recipe import Recipe
 from neuroada.engines.base import STATE, ModelBuilder, Reader, adamw, find_device, trainable_parameters
 from neuroada.engines.watchdog import collective_timeout
+from neuroada.environment import joining, rank, world_size
 from neuroada.sharding.zero3 import own_part
 
 
 class DeepSpeedEngine:
     def __init__(self, recipe: Recipe) -> None:
-        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.rank, self.world_size = rank(), world_size()
         config = read_ds_config(recipe, self.world_size)
         self.device = find_device()
         if self.device.type == "cpu":
@@ -34,10 +35,11 @@ class DeepSpeedEngine:
         # On CPU DeepSpeed 0.19.8 would compile this operator (of inference) at every first start, and a start that was
         # killed meanwhile leaves a lock behind for which the next ones wait for ever.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(
-            dist_backend="nccl" if self.device.type == "cuda" else "gloo",
-            timeout=collective_timeout(recipe.train.step_timeout_minutes),
-        )
+        with joining():
+            deepspeed.init_distributed(
+                dist_backend="nccl" if self.device.type == "cuda" else "gloo",
+                timeout=collective_timeout(recipe.train.step_timeout_minutes),
+            )
         self.recipe = recipe
         self.strategy = f"zero{config.get('zero_optimization', {}).get('stage', 0)}"
         self.config = {

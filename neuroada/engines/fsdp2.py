@@ -4,7 +4,6 @@ The model is built on the meta device and gets its memory block by block, each s
 every rank reads its own rows from the checkpoint's files and selects on them. No rank ever holds more than a block.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from neuroada import sharding
 from neuroada.config.recipe import Recipe
 from neuroada.engines.base import STATE, ModelBuilder, Reader, adamw, find_device, trainable_parameters
 from neuroada.engines.watchdog import collective_timeout
+from neuroada.environment import joining, rank, world_size
 from neuroada.errors import UserError
 from neuroada.hf.fused_experts import in_files
 from neuroada.hf.tensor_files import Checkpoint, resolve
@@ -30,11 +30,12 @@ class Fsdp2Engine:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.rank, self.world_size = rank(), world_size()
         self.device = find_device()
         if not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=collective_timeout(recipe.train.step_timeout_minutes))
+            with joining():
+                dist.init_process_group(backend, timeout=collective_timeout(recipe.train.step_timeout_minutes))
 
     def load(self, builder: ModelBuilder) -> nn.Module:
         files = Checkpoint(resolve(builder.source, "model ="), "model = ").file_of

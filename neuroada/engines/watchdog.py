@@ -1,10 +1,10 @@
 """An end to endless waiting: a collective call whose other side is gone may never return by itself."""
 
+import faulthandler
 import os
 import sys
 import threading
 import time
-import traceback
 from datetime import timedelta
 
 from neuroada.errors import node_name
@@ -22,7 +22,6 @@ class Watchdog:
         self.minutes, self.rank = minutes, rank
         self.watched: str | None = None
         self.ticks = 0
-        self.main = threading.get_ident()
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def watch(self, what: str | None) -> None:
@@ -39,14 +38,14 @@ class Watchdog:
                 self._bark()
 
     def _bark(self) -> None:
-        stack = "".join(traceback.format_stack(sys._current_frames()[self.main]))
         print(
             f"error: node {node_name()}, rank {self.rank}: {self.watched} has not ended within "
             f"train.step_timeout_minutes = {self.minutes:g}: another rank is gone or hangs (look for one that does not "
-            f"report, or waits elsewhere), or the limit is too short; this rank waits here:\n{stack}",
+            f"report, or waits elsewhere), or the limit is too short; this rank waits here:",
             file=sys.stderr,
             flush=True,
         )
+        faulthandler.dump_traceback()  # of every thread, the main one last; also where Python itself is stuck in a call
         os._exit(EXIT_STATUS)
 
 

@@ -1,13 +1,13 @@
 """Score what a run has just trained, on the ranks that trained it."""
 
-import os
 from pathlib import Path
 
 import torch
 
+from neuroada.environment import local_rank, rank
 from neuroada.evaluation.evaluate import evaluate_tasks
 from neuroada.evaluation.load import load
-from neuroada.evaluation.results import notes, table
+from neuroada.evaluation.results import make_header, notes, read_scores, table
 from neuroada.evaluation.source import Source, resolve_tasks
 from neuroada.tasks.data import load_examples
 
@@ -25,23 +25,33 @@ def evaluate_trained(trained: Path, base: str, task: str, names: list[str], data
     slower. A model too large for that is merged by `neuroada merge` and scored with `--backend vllm`.
     """
     source = Source.of_trained(trained, base)
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else "cpu"
+    named = {"model": source.model, "adapter": str(source.adapter) if source.adapter else None}
+    there = read_scores(trained.parent, make_header(named, source.identity(), limit))
+    # A score of more questions, made by hand since an earlier end of this run, stays.
+    tasks = [
+        task
+        for task in resolve_tasks(names)
+        if task.name not in there or there[task.name]["n"] <= len(load_examples(task, "test", data_dir)[:limit])
+    ]
+    if not tasks:
+        return
+    device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else "cpu"
     model, tokenizer = load(source, "auto", torch.device(device))
     results = evaluate_tasks(
         model,
         tokenizer,
-        resolve_tasks(names),
+        tasks,
         data_dir,
         trained.parent,
         limit=limit,
-        names={"model": source.model, "adapter": str(source.adapter) if source.adapter else None},
+        names=named,
         trained_on=task,
         identity=source.identity(),
     )
-    if os.environ.get("RANK", "0") == "0":
+    if rank() == 0:
         from rich.console import Console
 
-        console = Console()
+        console = Console(markup=False, emoji=False)
         console.print(table(results))
         for note in notes(results):
             console.print(note)

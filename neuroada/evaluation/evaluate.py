@@ -22,11 +22,11 @@ from tqdm import tqdm
 from neuroada.errors import UserError
 from neuroada.evaluation.generate import Batch, generate, plan_batches, stop_tokens
 from neuroada.evaluation.parts import Parts
-from neuroada.evaluation.results import averages, summarize, to_json
-from neuroada.files import write_text
+from neuroada.evaluation.results import averages, make_header, read_scores, summarize, to_json
+from neuroada.files import FolderLock, read_json, write_text
 from neuroada.tasks.data import contamination, load_examples, possible_files
 from neuroada.tasks.encode import encode_prompts
-from neuroada.tasks.table import TASKS, Example, Task
+from neuroada.tasks.table import TASKS, Example, Task, get_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -142,7 +142,10 @@ def evaluate_backend(
         raise UserError("tasks: there is none to evaluate; name at least one")
     out = Path(out_dir)
     questions = {task.name: _prepare(backend, tokenizer, task, data_dir, limit) for task in tasks}
-    with _ranks() as (rank, world_size, barrier):
+    header = make_header(names, identity, limit)
+    with _ranks() as (rank, world_size, barrier), _locked(out, rank):
+        kept = read_scores(out, header)
+        _check_smaller(out, kept, questions)
         parts = Parts(out / "predictions" / ".parts", _fingerprint(backend, questions, identity), rank, barrier)
         mine = _deal(questions, parts, world_size)[rank]
         total = sum(len(questions[name].batches[number].indices) for name, number in mine)
@@ -156,9 +159,39 @@ def evaluate_backend(
                 parts.write((name, number), [str(text) for text in texts])
         barrier()
         if rank == 0:
-            _conclude(questions, parts, data_dir, out, {**names, "limit": limit}, trained_on)
+            _conclude(questions, parts, data_dir, out, header, kept, trained_on)
         barrier()
-    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+        results: dict[str, Any] = read_json(out / "results.json")
+    return results
+
+
+def _check_smaller(out: Path, kept: Mapping[str, Any], questions: Mapping[str, _Questions]) -> None:
+    """UserError where a score of more questions would be lost."""
+    for name, q in questions.items():
+        if name in kept and kept[name]["n"] > len(q.examples):
+            raise UserError(
+                f"--limit: {out / 'results.json'} holds {name}'s score of {kept[name]['n']} questions, more than the "
+                f"{len(q.examples)} asked for; give another --out"
+            )
+
+
+@contextmanager
+def _locked(out: Path, rank: int) -> Iterator[None]:
+    """The folder's lock, which rank 0 holds for all. Collective; UserError on every rank if it is another's."""
+    lock, problem = FolderLock(out, field="--out "), [None]
+    if rank == 0:
+        try:
+            lock.acquire()
+        except UserError as error:
+            problem = [str(error)]  # type: ignore[list-item]
+    if dist.is_initialized():
+        dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise UserError(problem[0])
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -222,13 +255,14 @@ def _conclude(
     parts: Parts,
     data_dir: str | Path,
     out: Path,
-    names: Mapping[str, Any],
+    header: Mapping[str, Any],
+    kept: Mapping[str, Any],
     trained_on: str | None,
 ) -> None:
     """Score all generations and write everything; the part files have then done their work."""
     done = parts.collect()
     training_sets: dict[str, list[Example] | None] = {}
-    entries = {}
+    entries = dict(kept)
     for name, q in questions.items():
         trainer = trained_on or q.task.suite
         if trainer not in training_sets:
@@ -242,8 +276,8 @@ def _conclude(
         lines = "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
         write_text(out / "predictions" / f"{name}.jsonl", lines)
         entries[name] = summarize(q.task, predictions)
-    means = averages([q.task for q in questions.values()], entries)
-    write_text(out / "results.json", to_json({**names, "tasks": entries, "averages": means}))
+    means = averages([get_task(name) for name in entries], entries)
+    write_text(out / "results.json", to_json({**header, "tasks": entries, "averages": means}))
     parts.remove()
 
 

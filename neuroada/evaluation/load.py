@@ -1,11 +1,14 @@
 """The model to evaluate, in memory: an adapter merged into its base, which then costs nothing at inference."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neuroada.adapter.load import load_adapter
 from neuroada.errors import UserError
 from neuroada.evaluation.source import Source
+from neuroada.hf.loading import load_pretrained, load_tokenizer
+from neuroada.hf.model_folder import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,29 +22,17 @@ def load(source: Source, dtype: str, device: torch.device) -> tuple["PreTrainedM
     `dtype`: fp32 | bf16 | auto: on a GPU as saved, on a CPU fp32. UserError: bf16 on a GPU without it, a model that
     cannot be loaded, an adapter that does not fit it.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if dtype == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"dtype: {torch.cuda.get_device_name(device)} has no bf16; give --dtype fp32")
     auto = torch.float32 if device.type == "cpu" else "auto"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.model)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.model, dtype=DTYPES.get(dtype, auto), device_map={"": device}
-        )
-    except (OSError, ValueError) as error:
-        hint = "give its folder as --base-model DIR" if source.adapter else "give the folder of a causal LM"
-        raise UserError(f"model: {source.model!r} cannot be loaded ({str(error)[:200]}); {hint}") from None
+    field = "base-model: " if source.adapter is not None else "model: "
+    tokenizer = load_tokenizer(source.model, field)
+    loaded: Any = load_pretrained(
+        AutoModelForCausalLM, source.model, field, dtype=DTYPES.get(dtype, auto), device_map={"": device}
+    )
+    check_finite(loaded.named_parameters(), f"{field}{source.model}")
     if source.adapter is not None:
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, str(source.adapter)).merge_and_unload()
-        except UserError:
-            raise
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"adapter: {str(source.adapter)!r} does not fit {source.model!r} ({str(error)[:200]}); "
-                "give the base it was trained on as --base-model DIR"
-            ) from None
-    return model.eval(), tokenizer
+        loaded = load_adapter(loaded, source.adapter, f"{field}{source.model}").merge_and_unload()
+    return loaded.eval(), tokenizer

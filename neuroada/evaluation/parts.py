@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from pydantic import RootModel
+
+from neuroada.files import check_schema, open_append, read_json_lines, read_text, write_text
+
 Key = tuple[str, int]  # a task's name, the number of one of its batches
+
+
+class Part(RootModel[tuple[str, int, list[str]]]):
+    """A line of a part file."""
 
 
 class Parts:
@@ -19,18 +27,18 @@ class Parts:
         self._rank = rank
         if rank == 0:
             key = folder / "fingerprint"
-            if fingerprint is None or not key.is_file() or key.read_text() != fingerprint:
+            if fingerprint is None or not key.is_file() or read_text(key) != fingerprint:
                 shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
             self._gather()
-            key.write_text(fingerprint or "")
+            write_text(key, fingerprint or "")
         barrier()
         self.done = self._read()
 
     def write(self, key: Key, generations: Sequence[str]) -> None:
         """Append one finished batch, and flush it."""
         if self._file is None:
-            self._file = (self._folder / f"rank{self._rank}.jsonl").open("a", encoding="utf-8")
+            self._file = open_append(self._folder / f"rank{self._rank}.jsonl")
         self._file.write(json.dumps([*key, list(generations)]) + "\n")
         self._file.flush()
 
@@ -45,17 +53,14 @@ class Parts:
     def _gather(self) -> None:
         """One clean file in place of those of an earlier run, whose last lines may be torn."""
         lines = [json.dumps([*key, generations]) + "\n" for key, generations in self._read().items()]
-        temporary = self._folder / "done.tmp"
-        temporary.write_text("".join(lines), encoding="utf-8")
-        temporary.replace(self._folder / "done.jsonl")
+        write_text(self._folder / "done.jsonl", "".join(lines))
         for path in self._folder.glob("rank*.jsonl"):
             path.unlink()
 
     def _read(self) -> dict[Key, list[str]]:
         done = {}
         for path in sorted(self._folder.glob("*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):  # else the writer was cut off here
-                    task, number, generations = json.loads(line)
-                    done[task, number] = generations
+            for line in read_json_lines(path, limit=1 << 34, torn=True):
+                task, number, generations = check_schema(Part, line, str(path), "remove it").root
+                done[task, number] = generations
         return done

@@ -1,13 +1,17 @@
 """From scored predictions to results.json and the table that is printed."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from neuroada.errors import UserError
+from neuroada.tasks.results_file import read_results
 from neuroada.tasks.statistics import RULES, wilson
-from neuroada.tasks.table import Task
+from neuroada.tasks.table import TASKS, Task
 
 Prediction = Mapping[str, Any]  # a line of predictions/<task>.jsonl
 
@@ -44,6 +48,31 @@ def averages(tasks: Sequence[Task], entries: Mapping[str, Mapping[str, Any]]) ->
                 **{key: sum(row[key] for row in rows) / len(rows) for key in (*RULES, "baseline")},
             }
     return means
+
+
+def read_scores(out: Path, header: Mapping[str, Any]) -> dict[str, Any]:
+    """The tasks in `out`/results.json that an evaluation of the same model adds to; {} where there are none.
+
+    header: "model", "adapter" and "weights" of the new evaluation. Scores of weights that the same names stood for
+    before are left out. UserError: scores of another model.
+    """
+    path = out / "results.json"
+    if not path.exists():
+        return {}
+    there = read_results(path)
+    if (there.model, there.adapter) != (header["model"], header["adapter"]):
+        raise UserError(
+            f"--out {out}: holds the scores of {there.adapter or there.model}; give another folder, or remove them"
+        )
+    if there.weights != header["weights"]:
+        return {}
+    return {name: entry.model_dump(exclude_unset=True) for name, entry in there.tasks.items() if name in TASKS}
+
+
+def make_header(names: Mapping[str, str | None], identity: Any, limit: int | None) -> dict[str, Any]:
+    """What results.json says of the model: its names, and a checksum of `identity`, which changes with the weights."""
+    weights = None if identity is None else hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    return {**names, "weights": weights, "limit": limit}
 
 
 def to_json(results: Mapping[str, Any]) -> str:

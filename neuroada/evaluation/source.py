@@ -1,12 +1,13 @@
 """What an evaluation is asked to do, checked before anything heavy is imported."""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuroada.config.recipe import read_recipe
 from neuroada.errors import UserError
+from neuroada.files import read_bytes
 from neuroada.tasks.table import TASKS, Task, get_task
 
 
@@ -47,8 +48,10 @@ class Source:
             if base_model is not None:
                 raise UserError(f"base-model: {base_model!r} goes with --adapter; --model is evaluated as it is")
             return cls(str(_folder("model", model, "config.json", "a Hugging Face checkpoint")))
+        from neuroada.adapter.adapter_file import read_config
+
         folder = _folder("adapter", str(adapter), "adapter_config.json", "a PEFT adapter")
-        base = base_model or _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = base_model or read_config(folder).base_model_name_or_path
         if not base:
             raise UserError(
                 f"{folder / 'adapter_config.json'}: base_model_name_or_path is missing; give --base-model DIR"
@@ -73,22 +76,20 @@ class Source:
         """The task that the run's recipe names; None without a run."""
         if self.run is None:
             return None
-        import yaml
-
-        recipe = yaml.safe_load((self.run / "recipe.yaml").read_text())
-        return recipe.get("task") if isinstance(recipe, dict) else None
+        return read_recipe(self.run / "recipe.yaml").task
 
     def default_out(self) -> Path:
         """The run's folder, else results/<name of the adapter or model>."""
         return self.run or Path("results") / (self.adapter or Path(self.model)).resolve().name
 
     def identity(self) -> dict[str, object]:
-        """Changes when the weights do: sizes and times of the model's files, a hash of the adapter's."""
-        files = sorted(Path(self.model).glob("*.safetensors")) if Path(self.model).is_dir() else []
+        """Changes when the weights do: a sample of the model's tensors, a hash of the adapter's files."""
+        from neuroada.hf.model_folder import sample_weights
+
         adapter = sorted(self.adapter.glob("adapter_*")) if self.adapter else []
         return {
-            "model": [self.model, *([f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files)],
-            "adapter": [[f.name, hashlib.sha256(f.read_bytes()).hexdigest()] for f in adapter],
+            "model": [self.model, sample_weights(Path(self.model))],
+            "adapter": [[f.name, hashlib.sha256(read_bytes(f, limit=1 << 40)).hexdigest()] for f in adapter],
         }
 
 
@@ -100,13 +101,3 @@ def _folder(field: str, folder: str, file: str, kind: str) -> Path:
         other = "; it is an adapter: give it as --adapter" if (path / "adapter_config.json").is_file() else ""
         raise UserError(f"{field}: {folder!r} is not {kind}: it has no {file}{other}")
     return path
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); save the adapter again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, expected an object; save the adapter again")
-    return content

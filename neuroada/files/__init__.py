@@ -9,14 +9,17 @@ Nothing else in the package opens a file by itself (tests/files/test_one_door.py
 here, and torch only where a function is given or asked for tensors.
 """
 
-from neuroada.files.atomic import new_folder, open_append, replacing, write_json, write_text, write_yaml
+from neuroada.files.atomic import check_free, new_folder, open_append, replacing, write_json, write_text, write_yaml
 from neuroada.files.locks import FolderLock
 from neuroada.files.problems import explained
 from neuroada.files.reading import (
+    check_inside,
     check_schema,
     member,
+    open_regular,
     parse_json,
     parse_yaml,
+    read_bytes,
     read_json,
     read_json_lines,
     read_text,
@@ -34,15 +37,19 @@ from neuroada.files.tensors import (
 __all__ = [
     "FolderLock",
     "StoredTensor",
+    "check_free",
+    "check_inside",
     "check_schema",
     "explained",
     "load_tensors",
     "member",
     "new_folder",
     "open_append",
+    "open_regular",
     "open_tensors",
     "parse_json",
     "parse_yaml",
+    "read_bytes",
     "read_header",
     "read_json",
     "read_json_lines",

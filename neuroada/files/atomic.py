@@ -92,7 +92,7 @@ def new_folder(path: Path, *, replace: bool = False, size: int = 0, field: str =
     path = Path(path)
     told = f"{field}{path}"
     if not replace:
-        _check_free(path, told)
+        check_free(path, field)
     path = path.absolute()
     with explained(told):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def new_folder(path: Path, *, replace: bool = False, size: int = 0, field: str =
         with explained(told):
             _clean_up(path)
         if not replace:
-            _check_free(path, told)
+            check_free(path, field)
         if (free := shutil.disk_usage(path.parent).free) < size:
             raise UserError(f"{told}: needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; choose another disk")
         temporary = _temporary(path)
@@ -121,7 +121,9 @@ def _blamed(error: OSError, temporary: Path, told: Path | str) -> Path | str:
     return named if isinstance(named, str) and not named.startswith(str(temporary)) else told
 
 
-def _check_free(path: Path, told: str) -> None:
+def check_free(path: Path, field: str = "") -> None:
+    """UserError where `new_folder` would find something at `path`."""
+    told = f"{field}{path}"
     with explained(told):
         if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
             raise UserError(f"{told}: is already there; choose a new folder or remove it")

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -44,7 +44,7 @@ def read_bytes(path: Path, *, limit: int = MAX_BYTES, remedy: str | None = None)
     """A file's content. UserError: more than `limit` bytes, or unreadable."""
     with open_regular(path, remedy) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(limit + 1) if size <= limit else None
+        content = file.read(min(size, limit) + 1) if size <= limit else None  # read() allocates what it is asked for
     if content is None or len(content) > limit:
         raise UserError(f"{path}: is larger than {limit:,} bytes; {remedy or 'it is not what it should be'}")
     return content
@@ -261,8 +261,11 @@ def _explain(schema: type[BaseModel], error: Any) -> str:
 def _fields(schema: Any, place: tuple[Any, ...]) -> list[str]:
     """The fields of the section at `place`; [] where it is no section of its own."""
     for part in place:
-        field = getattr(schema, "model_fields", {}).get(part)
-        schema = field.annotation if field is not None else None
+        if isinstance(part, str):  # not a number in a list
+            field = getattr(schema, "model_fields", {}).get(part)
+            schema = field.annotation if field is not None else None
+        while schema is not None and not hasattr(schema, "model_fields"):  # list[Section], Section | None
+            schema = next(iter(get_args(schema)), None)
     return list(getattr(schema, "model_fields", {}))
 
 

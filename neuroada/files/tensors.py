@@ -87,7 +87,9 @@ def read_header(file: Path, remedy: str = "fetch or save it again") -> tuple[lis
             raise UserError(f"{file}: {tensor.name!r} begins at byte {tensor.start:,}, expected {end:,}; {remedy}")
         end += tensor.size
     if end != total:
-        raise UserError(f"{file}: cut or damaged: {total:,} bytes, its header tells of {end:,}; {remedy}")
+        raise UserError(
+            f"{file}: not a whole safetensors file ({total:,} bytes, its header tells of {end:,}); {remedy}"
+        )
     return tensors, metadata
 
 

@@ -1,11 +1,12 @@
 """A model's configuration without its weights: from a folder, this package or the hub's cache, never downloaded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from neuroada.errors import UserError
+from neuroada.files import read_json
 from neuroada.hf.loading import is_path
+from neuroada.hf.model_folder import AGAIN, first_line, read_config
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -34,8 +35,11 @@ def find_config(source: str) -> tuple[Any, str]:
                 f"neuroada/hf/configs/; {remedy(source)}"
             )
         path, origin = Path(cached), "the hub's cache"
-    values = json.loads(path.read_text())
-    return AutoConfig.for_model(values.pop("model_type"), **values), origin
+    values = read_config(path.parent) if path.name == "config.json" else read_json(path)
+    try:
+        return AutoConfig.for_model(values.pop("model_type"), **values), origin
+    except Exception as error:  # whatever odd values provoke
+        raise UserError(f"{path}: makes no configuration: {first_line(error)}; {AGAIN}") from error
 
 
 def remedy(source: str) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+
+from neuroada.errors import UserError
+from neuroada.files import open_tensors
 
 MATRICES = {
     "gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")),
@@ -40,12 +42,13 @@ def expert_matrices(name: str, files: Mapping[str, Path]) -> list[str] | None:
 
 
 def read_experts(names: list[str], experts: slice, files: Mapping[str, Path]) -> torch.Tensor:
-    """The fused weights of these experts, [experts, out, in]. KeyError where the files lack one of them."""
+    """The fused weights of these experts, [experts, out, in]. UserError where the files lack one of them."""
 
     def read(name: str) -> torch.Tensor:
-        with safe_open(files[name], framework="pt") as file:
+        if name not in files:
+            raise UserError(f"model: the checkpoint has no tensor {name}; its files do not match its config.json")
+        with open_tensors(files[name]) as file:
             return file.get_tensor(name)
 
     numbers = range(experts.start, experts.stop)
-    fused = [torch.cat([read(name.format(number)) for name in names]) for number in numbers]
-    return torch.stack(fused)
+    return torch.stack([torch.cat([read(name.format(number)) for name in names]) for number in numbers])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from neuroada.errors import UserError
+from neuroada.hf.model_folder import AGAIN, check_found, check_model_folder, check_shapes, first_line, read_config
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -18,57 +19,84 @@ def check_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str, field: str = "model = ") -> Any:
     """The model's tokenizer, with a pad token: its EOS where it has none (padding is masked by position anyway)."""
     from transformers import AutoTokenizer
 
-    check_source(source)
+    check_source(source, field)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model = {source}: no tokenizer there: {_first_line(error)}") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+    except Exception as error:  # of several libraries, whatever odd files provoke
+        raise UserError(f"{field}{source}: no tokenizer there: {first_line(error)}; {AGAIN}") from error
     return tokenizer
 
 
-def load_config(source: str) -> Any:
+def load_config(source: str, field: str = "model = ") -> Any:
     """The model's configuration."""
     from transformers import AutoConfig
 
-    check_source(source)
+    check_source(source, field)
+    if Path(source).is_dir():
+        read_config(Path(source))
     try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model = {source}: no configuration there: {_first_line(error)}") from None
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{field}{source}: no configuration there: {first_line(error)}; {AGAIN}") from error
 
 
 def load_pretrained(
-    auto: Any, source: str, dtype: torch.dtype, attention: str = "sdpa", options: dict[str, Any] | None = None
+    auto: Any, source: str, field: str = "model = ", *, options: dict[str, Any] | None = None, **how: Any
 ) -> nn.Module:
-    """The base model by the transformers class `auto`, which takes `options` (a classifier's number of labels, say).
+    """The base model by the transformers class `auto`, from safetensors alone, every parameter from its files.
 
-    Loading happens on the CPU, and partitioned as it loads where an engine has asked transformers to.
+    options: of a classifier, such as its number of labels: then its head may be missing in the files, or another
+    task's. how: dtype and the like, passed on. Loading happens on the CPU, and partitioned as it loads where an engine
+    has asked transformers to. UserError: a file that is damaged or leads elsewhere, parameters that the files lack.
     """
-    fresh = {"ignore_mismatched_sizes": True} if options else {}  # another task's classifier may be in the files
-    check_source(source)
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    from neuroada.hf.head import HEADS
+
+    told, free = f"{field}{source}", HEADS if options else ()
+    check_source(source, field)
+    if Path(source).is_dir():
+        _, stored = check_model_folder(Path(source), field)
+        if not is_deepspeed_zero3_enabled():  # which would partition a model without values
+            check_shapes(_on_meta(auto, load_config(source, field), field, options), stored, told, free)
+    fresh = {"ignore_mismatched_sizes": True} if options else {}
     try:
-        return auto.from_pretrained(source, dtype=dtype, attn_implementation=attention, **(options or {}), **fresh)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model = {source}: cannot be loaded: {_first_line(error)}") from None
+        model, found = auto.from_pretrained(
+            source, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **how, **(options or {}),
+            **fresh,
+        )  # fmt: skip
+    except Exception as error:
+        raise UserError(f"{told}: cannot be loaded: {first_line(error)}; {AGAIN}") from error
+    check_found(found, told, free)
+    loaded: nn.Module = model
+    return loaded
+
+
+def _on_meta(auto: Any, config: Any, field: str, options: dict[str, Any] | None, **how: Any) -> nn.Module:
+    from accelerate import init_empty_weights
+
+    try:
+        config.update(options or {})
+        with init_empty_weights(include_buffers=False):
+            model: nn.Module = auto.from_config(config, **how)
+    except Exception as error:
+        raise UserError(
+            f"{field}{config.name_or_path}: config.json makes no model: {first_line(error)}; {AGAIN}"
+        ) from error
+    return model
 
 
 def build_empty(
     auto: Any, source: str, dtype: torch.dtype, attention: str, options: dict[str, Any] | None = None
 ) -> nn.Module:
     """The same model without values: parameters on the meta device, buffers real."""
-    from accelerate import init_empty_weights
-
-    config = load_config(source)
-    config.update(options or {})
-    with init_empty_weights(include_buffers=False):
-        model: nn.Module = auto.from_config(config, dtype=dtype, attn_implementation=attention)
-    return model
+    return _on_meta(auto, load_config(source), "model = ", options, dtype=dtype, attn_implementation=attention)
 
 
 def is_path(source: str) -> bool:
@@ -76,11 +104,7 @@ def is_path(source: str) -> bool:
     return source.startswith((".", "/", "~", "models/", "runs/")) or source.count("/") > 1
 
 
-def check_source(source: str) -> None:
+def check_source(source: str, field: str = "model = ") -> None:
     """Refuse a path that is no folder before the hub is asked for it."""
     if is_path(source) and not Path(source).is_dir():
-        raise UserError(f"model = {source}: no such folder; see `neuroada fetch model --help`")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+        raise UserError(f"{field}{source}: no such folder; see `neuroada fetch model --help`")

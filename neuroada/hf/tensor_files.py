@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from neuroada.errors import UserError
-from neuroada.files import StoredTensor, read_json, weight_files
+from neuroada.files import StoredTensor, open_regular, read_json, weight_files
 
 BLOCK = 1 << 22  # bytes read at once, unless one row is larger: enough for the disk, little enough for a CPU's cache
 DTYPES = {
@@ -24,7 +24,6 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
 }
-FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def blocks(tensor: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -34,7 +33,7 @@ def blocks(tensor: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
     rows_at_once = max(1, BLOCK // max(1, row_bytes))
     # Pages of its own: in the heap, what is kept of one block would settle in the hole the last block left.
     buffer = torch.frombuffer(mmap.mmap(-1, max(1, min(rows, rows_at_once) * row_bytes)), dtype=torch.uint8)
-    with tensor.file.open("rb", buffering=0) as file:
+    with open_regular(tensor.file) as file:
         file.seek(tensor.start)
         for first in range(0, rows, rows_at_once):
             count = min(rows_at_once, rows - first)

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from neuroada import sharding
 from neuroada.errors import UserError
+from neuroada.files import open_tensors
 from neuroada.hf.fused_experts import expert_matrices, name_in_files, read_experts
 
 
@@ -24,30 +24,24 @@ def fill(params: Iterable[tuple[str, nn.Parameter]], files: dict[str, Path]) -> 
             continue
         if name not in files:
             raise UserError(f"model: the checkpoint has no tensor {name}; its files do not match its config.json")
-        try:
-            with safe_open(files[name], framework="pt") as file:
-                source = file.get_slice(name)
-                if tuple(source.get_shape()) != tuple(sharding.shape(param)):
-                    raise UserError(
-                        f"model: {name} is {tuple(source.get_shape())} in {files[name].name}, "
-                        f"{tuple(sharding.shape(param))} by config.json"
-                    )
-                rows = sharding.layout(param).rows(param) or slice(0, sharding.shape(param)[0])
-                sharding.write_rows(param, rows, source[rows.start : rows.stop].to(param.dtype))
-        except OSError as error:
-            raise UserError(f"model: {files[name]}: {error}") from None
+        with open_tensors(files[name]) as file:
+            source = file.get_slice(name)
+            if tuple(source.get_shape()) != tuple(sharding.shape(param)):
+                raise UserError(
+                    f"model: {name} is {tuple(source.get_shape())} in {files[name].name}, "
+                    f"{tuple(sharding.shape(param))} by config.json"
+                )
+            rows = sharding.layout(param).rows(param) or slice(0, sharding.shape(param)[0])
+            sharding.write_rows(param, rows, source[rows.start : rows.stop].to(param.dtype))
 
 
 def _fill_experts(name: str, param: nn.Parameter, matrices: list[str], files: dict[str, Path]) -> None:
     """The experts of this parameter that this rank stores, from the matrices of each."""
     count, *expected = sharding.shape(param)
     experts = sharding.layout(param).rows(param) or slice(0, count)
-    try:
-        values = read_experts(matrices, experts, files) if experts.stop > experts.start else None
-    except (KeyError, OSError) as error:
-        raise UserError(f"model: {name}: its experts' matrices cannot be read from the checkpoint: {error}") from None
-    if values is None:
-        values = torch.empty(0, *expected)
+    values = torch.empty(0, *expected)
+    if experts.stop > experts.start:
+        values = read_experts(matrices, experts, files)
     if list(values.shape[1:]) != expected:
         raise UserError(f"model: {name} is {list(values.shape[1:])} an expert in the files, {expected} by config.json")
     sharding.write_rows(param, experts, values.to(param.dtype))

@@ -38,7 +38,9 @@ class Method(ABC):
     strategies: the engines' strategies it runs under; `unsupported` says why it does not run under another.
     folder: of the run, where the result is saved: adapter (PEFT's format) or model (an ordinary checkpoint).
     library: the hub's name for what loads the result.
-    usage: Python lines that load the result, for the model card; {auto}, {base} and THIS_REPOSITORY are filled in.
+    selects: whether it chooses connections: adapter.selection_file belongs to methods that do.
+    usage: Python lines that load the result, for the model card; {auto}, {base} (with its quotes) and THIS_REPOSITORY
+        are filled in.
     """
 
     name: ClassVar[str]
@@ -47,6 +49,7 @@ class Method(ABC):
     adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
     folder: ClassVar[Literal["adapter", "model"]] = "adapter"
     library: ClassVar[str] = "peft"
+    selects: ClassVar[bool] = False
     usage: ClassVar[str]
 
     def __init__(self, recipe: Recipe) -> None:
@@ -73,6 +76,8 @@ class Method(ABC):
         Raises:
             UserError: the engine's strategy, or a field of the recipe, and the reason.
         """
+        if self.adapter.selection_file is not None and not self.selects:
+            raise UserError(f"adapter.selection_file: method {self.name} chooses no connections; leave it out")
         if strategy not in self.strategies:
             reason = self.unsupported.get(strategy, "it chooses its entries from weights that are not loaded yet")
             raise UserError(

@@ -22,7 +22,7 @@ def choose_connections(engine: Engine, tuner: NeuroAdaModel, recipe: Recipe, bac
         apply_selection(tuner, "default", Path(recipe.adapter.selection_file or kept))
         return
     select_by_gradient(tuner, "default", backward)
-    layers = tuner.layers("default")
+    layers = tuner.adapted_layers("default")
     connections = {}
     for layer in sorted(layers, key=lambda layer: layer.name):
         with whole(layer.neuroada_idx["default"]) as idx:

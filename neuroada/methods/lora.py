@@ -1,7 +1,8 @@
-"""PEFT's LoRA: of adapter.rank, alpha = 2 x rank."""
+"""PEFT's LoRA, of adapter.rank and adapter.lora_alpha; and DoRA, which trains the rows' magnitudes besides."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from peft import LoraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -14,7 +15,7 @@ from neuroada.methods.peft_method import KEY_PREFIX, PeftMethod
 class Lora(PeftMethod):
     name = "lora"
     prefix = "lora_"
-    strategies = (*WHOLE, "zero3")
+    strategies: ClassVar[tuple[str, ...]] = (*WHOLE, "zero3")
     unsupported = {  # noqa: RUF012 (a constant of the class)
         "fsdp2": "its matrices would have no values: weights are loaded after the adapter is attached"
     }
@@ -23,8 +24,8 @@ class Lora(PeftMethod):
         return f"LoRA, rank {self.adapter.rank}"
 
     def config(self, task_type: str) -> LoraConfig:
-        rank = self.adapter.rank
-        return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=self.targets, task_type=task_type)
+        rank, alpha = self.adapter.rank, self.adapter.lora_alpha
+        return LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=self.targets, task_type=task_type)
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from neuroada import sharding
@@ -11,11 +12,13 @@ from neuroada.adapter.fingerprint import fingerprint
 from neuroada.engines import Engine
 from neuroada.methods.base import WHOLE
 from neuroada.methods.connections import choose_connections
+from neuroada.methods.kernel import pin_kernel
 from neuroada.methods.peft_method import USAGE, PeftMethod
 
 
 class NeuroAda(PeftMethod):
     name = "neuroada"
+    selects = True
     prefix = "neuroada_"
     values = ".neuroada_delta"
     strategies = (*WHOLE, "zero3", "fsdp2")
@@ -37,6 +40,11 @@ class NeuroAda(PeftMethod):
             seed=self.seed,
             task_type=task_type,
         )
+
+    def prepare(self, model: nn.Module, device: torch.device, compute: torch.dtype) -> None:
+        train = self.recipe.train
+        tokens = train.micro_batch_size * train.max_length
+        pin_kernel(self.adapter.kernel, _layers(model), tokens, compute, device)
 
     def initialise(self, model: nn.Module) -> None:
         tuner = cast(Any, model)

@@ -20,7 +20,7 @@ KEY_PREFIX = "base_model.model."
 USAGE = """from peft import PeftModel
 from transformers import {auto}
 
-model = {auto}.from_pretrained("{base}")
+model = {auto}.from_pretrained({base})
 model = PeftModel.from_pretrained(model, "THIS_REPOSITORY").merge_and_unload()  # inference costs nothing then
 """
 

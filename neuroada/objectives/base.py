@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from neuroada.config.recipe import Recipe
+from neuroada.data.mixing import Order
 from neuroada.engines import Engine
 from neuroada.objectives.micro_batch import MicroBatch
 from neuroada.registry import OBJECTIVES
-from neuroada.tasks.table import get_task
+from neuroada.tasks.table import Task, get_task
 
 
 class Data(Protocol):
@@ -40,6 +41,9 @@ class Validation(Protocol):
     def record(self) -> None:
         """Write what is known, once the best state is saved."""
 
+    def exhausted(self) -> bool:
+        """Whether training is to end now, because the model no longer gets better. The same on every rank."""
+
     def finish(self, saved: Path) -> None:
         """Write results.json, of what the folder `saved` holds, and print it."""
 
@@ -61,7 +65,13 @@ class Objective(ABC):
     vocabulary_head: ClassVar[bool] = True  # whether the model ends in a product with every token's embedding
 
     def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.task = recipe, get_task(recipe.task)
+        self.recipe = recipe
+
+    @property
+    def task(self) -> Task:
+        """The recipe's task, of objectives that tasks name."""
+        assert self.recipe.task is not None
+        return get_task(self.recipe.task)
 
     # ---- before weights are loaded
 
@@ -84,6 +94,14 @@ class Objective(ABC):
         import transformers
 
         return getattr(transformers, self.auto_name), {}
+
+    def write_data(self, folder: Path) -> None:
+        """Write into the run's `folder` what a report says of the data, beyond their number."""
+
+    def batch(self, step: int, size: int) -> np.ndarray:
+        """The examples of optimizer step `step` (from 0), [size]: a function of the seed alone, for any engine, world
+        size and micro batch. So the data position of a run is its step number."""
+        return Order((len(self.data),), self.recipe.train.seed).batch(step, size)
 
     # ---- the model
 
@@ -140,7 +158,12 @@ class Objective(ABC):
         return None
 
 
+def objective_class(task: str | None, name: str) -> type[Objective]:
+    """The objective of a recipe's `task`, or, with own data, the one called `name`."""
+    found: type[Objective] = OBJECTIVES.load(get_task(task).objective if task else name)
+    return found
+
+
 def make_objective(recipe: Recipe) -> Objective:
-    """The objective of the recipe's task."""
-    made: Any = OBJECTIVES.load(get_task(recipe.task).objective)
-    return made(recipe)
+    """The recipe's objective."""
+    return objective_class(recipe.task, recipe.objective.name)(recipe)

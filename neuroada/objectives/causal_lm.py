@@ -33,7 +33,7 @@ class CausalLM(Objective):
         return self.data
 
     def collate(self, chosen: np.ndarray) -> MicroBatch:
-        return collate(self.data, chosen, self.recipe.train.packing, self.tokenizer.pad_token_id)
+        return collate(self.data, chosen, self.recipe.train.packed, self.tokenizer.pad_token_id)
 
     def summed_loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         return answer_loss(model, batch)
@@ -51,7 +51,7 @@ class CausalLM(Objective):
         train = self.recipe.train
         data = _Longest(train.micro_batch_size, train.max_length, vocab_size)
         batch = collate(data, np.arange(train.micro_batch_size), packing=False, pad_id=0)
-        if train.packing:
+        if train.packed:
             del batch.inputs["attention_mask"]
         return batch
 

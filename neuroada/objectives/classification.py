@@ -34,7 +34,7 @@ class Classification(Objective):
     data: Texts
 
     def check(self) -> None:
-        if self.recipe.train.packing:
+        if self.recipe.train.packed:
             raise UserError("train.packing = true: an encoder reads one text, or pair, a row; set it to false")
         if other := [name for name in self.recipe.evaluate.tasks or [] if name != self.task.name]:
             raise UserError(

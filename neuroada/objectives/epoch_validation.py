@@ -4,26 +4,27 @@ The published protocol: the validation split is divided at random into a part th
 part that is reported (test).
 """
 
-import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from neuroada.config.recipe import Recipe
 from neuroada.engines import Engine, evaluating
-from neuroada.engines.collectives import gather
+from neuroada.engines.collectives import gather, together
 from neuroada.errors import UserError
-from neuroada.files import write_json
+from neuroada.files import check_schema, read_json, write_json
 from neuroada.objectives.texts import Texts, encode_texts
 from neuroada.tasks.data import load_examples
 from neuroada.tasks.glue import score, split_validation
+from neuroada.tasks.results_file import read_results
 from neuroada.tasks.statistics import RULES, wilson
 from neuroada.tasks.table import Task
 
@@ -59,6 +60,31 @@ def predict(engine: Engine, texts: Texts, rows: int, pad_id: int) -> tuple[np.nd
     return predictions, of_each
 
 
+class Epoch(BaseModel):
+    """One epoch in validation.json."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    step: Annotated[int, Field(ge=1)]
+    epoch: float
+    validation: float
+    validation_loss: float
+    test: float | None = None
+    test_loss: float | None = None
+
+
+class Epochs(BaseModel):
+    """validation.json."""
+
+    epochs: list[Epoch]
+
+
+def read_epochs(path: Path) -> list[dict[str, float]]:
+    """UserError: not what `record` wrote."""
+    found = check_schema(Epochs, read_json(path), str(path), "remove it and the checkpoints beside it")
+    return [epoch.model_dump(exclude_none=True) for epoch in found.epochs]
+
+
 class EpochValidation:
     """Scores the model at the end of every epoch, and knows which epoch is the best.
 
@@ -85,8 +111,11 @@ class EpochValidation:
 
     def resume(self, first: int) -> None:
         """Take up what was found in this folder up to step `first`. Collective."""
-        found = json.loads(self.file.read_text()) if self.engine.rank == 0 and self.file.is_file() else {"epochs": []}
-        self.epochs = [entry for entry in gather(self.engine, found)[0]["epochs"] if entry["step"] <= first]
+        found: list[dict[str, float]] = []
+        with together(self.engine):
+            if self.engine.rank == 0 and self.file.is_file():
+                found = read_epochs(self.file)
+        self.epochs = [entry for entry in gather(self.engine, found)[0] if entry["step"] <= first]
 
     def due(self, step: int, steps: int) -> bool:
         """Whether an epoch, or the run, ends with step `step` (from 1) of `steps`."""
@@ -115,12 +144,15 @@ class EpochValidation:
         if self.engine.rank == 0:
             write_json(self.file, {"epochs": self.epochs})
 
+    def exhausted(self) -> bool:
+        return False
+
     def finish(self, saved: Path) -> None:
         """Write results.json, of what the folder `saved` holds, and print it as a table."""
         if self.engine.rank == 0:
             results = self.results(saved)
             write_json(self.file.with_name("results.json"), results)
-            Console().print(_table(results))
+            Console(markup=False, emoji=False).print(_table(results))
 
     def results(self, saved: Path) -> dict[str, Any]:
         """The best epoch's score, in the form of every results.json; `frozen_base` is the classifier's alone."""
@@ -147,7 +179,7 @@ class EpochValidation:
         }
         other = self.file.parent / "frozen_base" / "results.json"
         if self.recipe.evaluate.frozen_base:
-            entry["frozen_base"] = json.loads(other.read_text())["tasks"][self.task.name]["sound"]
+            entry["frozen_base"] = read_results(other).tasks[self.task.name].sound
         return {"model": self.recipe.model, "adapter": str(saved), "tasks": {self.task.name: entry}, "averages": {}}
 
 

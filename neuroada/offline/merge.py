@@ -1,29 +1,30 @@
 """Phase 3 on files: an adapter merged into its base checkpoint, and taken out again."""
 
+import hashlib
+import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, TaskType
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from peft import TaskType
 
+from neuroada.adapter.adapter_file import AdapterFile, read_adapter, read_config
 from neuroada.adapter.config import NeuroAdaType
 from neuroada.adapter.fingerprint import checksum
-from neuroada.adapter.names import match
 from neuroada.errors import UserError
-from neuroada.files import StoredTensor
-from neuroada.hf.tensor_files import FLOATS, Checkpoint
+from neuroada.files import StoredTensor, check_inside, load_tensors, new_folder, save_tensors
+from neuroada.files.names import match
+from neuroada.hf.model_folder import FLOATS, check_model_folder
+from neuroada.hf.tensor_files import DTYPES, Checkpoint
 from neuroada.offline.module_weights import merge_whole, verify_logits
-from neuroada.offline.output import companions, copy_companions, new_folder
+from neuroada.offline.output import companions, copy_companions
 from neuroada.offline.rewrite import rewrite
 from neuroada.ops import adapted, read_entries, unpack_indices, write_entries
 
 # Kept in a folder of its own: some servers load every *.safetensors that lies beside a model's.
 KEPT = Path("unmerge") / "neuroada_base.safetensors"
-PREFIX = "base_model.model."  # PEFT's, of every key of an adapter's file
 
 
 class Entries:
@@ -64,16 +65,6 @@ class Whole:
         rows.copy_(self.value[here])
 
 
-@dataclass
-class Adapter:
-    """What an adapter's folder holds, by the names of the base model's modules and tensors."""
-
-    folder: Path
-    config: Any  # a PeftConfig
-    connections: dict[str, tuple[torch.Tensor, torch.Tensor]]  # module -> idx [out, 2k] uint8, delta [out, k]
-    whole: dict[str, torch.Tensor]  # tensor -> value, of modules_to_save
-
-
 def merge(
     adapter: Path, base: Path, out: Path, *, keep_base: bool = True, verify: bool = False, progress: bool = False
 ) -> dict[str, Any]:
@@ -85,22 +76,23 @@ def merge(
     of classifiers, whose head the base's files may lack, are merged by PEFT, which loads the whole model.
     """
     started = time.monotonic()
+    check_model_folder(base, "--base-model ")
     source = Checkpoint(base, "--base-model ")
-    config = _config(adapter)
+    config = read_config(adapter)
     if config.peft_type != NeuroAdaType.NEUROADA or config.task_type == TaskType.SEQ_CLS:
-        with new_folder(out, 2 * source.size) as folder:
+        with new_folder(out, size=2 * source.size, field="--out ") as folder:
             copy_companions(base, folder)
             merge_whole(adapter, base, folder)
             if verify:
                 verify_logits(adapter, base, folder)
-        return _report(out, started, method=config.peft_type.value, verified=verify)
+        return _report(out, started, method=config.peft_type, verified=verify)
 
-    contents = _read_adapter(adapter, config)
+    contents = read_adapter(adapter)
     edits: dict[str, Entries | Whole] = {}
     names = {}
     for module, (idx, delta) in contents.connections.items():
         names[module] = _target(contents, source, f"{module}.weight", (len(idx), None)).name
-        _check_indices(contents, module, idx, delta, source.tensors[names[module]])
+        _check_indices(contents, module, idx, source.tensors[names[module]])
         edits[names[module]] = Entries(idx, delta=delta)
     for name, value in contents.whole.items():
         target = _target(contents, source, name, tuple(value.shape))
@@ -111,20 +103,20 @@ def merge(
     )
     size = source.size + sum(path.stat().st_size for path in companions(base)) + (kept_size if keep_base else 0)
 
-    with new_folder(out, size) as folder:
+    with new_folder(out, size=size, field="--out ") as folder:
         copy_companions(base, folder)
-        rewrite(source, folder, edits, progress)
+        _, written = rewrite(source, folder, edits, progress)
         found = checksum(
             (module, contents.connections[module][0], edits[name].replaced) for module, name in sorted(names.items())
         )
-        expected = config.base_fingerprint
+        expected = contents.config.base_fingerprint
         if expected not in (None, found):
             raise UserError(
                 f"--adapter {adapter}: was trained on other base weights than {base} (base_fingerprint {expected}, "
                 f"here {found}); give the folder it was trained on as --base-model"
             )
         if keep_base:
-            _keep(folder, source, contents, names, edits, found)
+            _keep(folder, contents, names, edits, found, written)
         if verify:
             verify_logits(adapter, base, folder)
     connections = sum(delta.numel() for _, delta in contents.connections.values())
@@ -140,85 +132,90 @@ def merge(
     )
 
 
+def base_of(adapter: Path) -> tuple[str, str | None]:
+    """(folder or hub id, revision) of the base model that an adapter names."""
+    config = read_config(adapter)
+    if not config.base_model_name_or_path:
+        raise UserError(f"{adapter / 'adapter_config.json'}: base_model_name_or_path is empty; give --base-model")
+    return config.base_model_name_or_path, config.revision
+
+
 def unmerge(model: Path, out: Path, *, progress: bool = False) -> dict[str, Any]:
     """Write the base of a merged folder to `out`: its weight files to the byte, from the values kept in `KEPT`."""
     started = time.monotonic()
+    check_model_folder(model, "--model ")
     source = Checkpoint(model)
-    try:
-        kept = load_file(model / KEPT)
-        with safe_open(model / KEPT, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except (SafetensorError, OSError):
-        raise UserError(
-            f"--model {model}: has no {KEPT} (merged with --no-keep-base?); use the base model itself"
-        ) from None
+    if not (model / KEPT).exists():
+        raise UserError(f"--model {model}: has no {KEPT} (merged with --no-keep-base?); use the base model itself")
+    kept, metadata = _read_kept(model)
     edits: dict[str, Entries | Whole] = {}
     merged: dict[str, Entries] = {}
     for key, value in kept.items():
         name, _, kind = key.rpartition(".")
+        if kind == "neuroada_base":
+            continue
+        base = kept.get(f"{name}.neuroada_base")
+        target = match(f"{name}.weight", source.tensors) if kind == "neuroada_idx" else name
+        stored = source.tensors.get(target or "")
+        if stored is None or not _fits(kind, value, base, stored):
+            raise UserError(f"--model {model}: {KEPT} does not fit its weights at {name}; merge again from the base")
         if kind == "neuroada_idx":
-            target = match(f"{name}.weight", source.tensors)
-            base = kept.get(f"{name}.neuroada_base")
-            if target is None or base is None or source.tensors[target].shape[0] != len(value):
-                raise UserError(
-                    f"--model {model}: {KEPT} does not fit its weights at {name}; merge again from the base"
-                )
-            edits[target] = merged[name] = Entries(value, base=base)
+            edits[stored.name] = merged[name] = Entries(value, base=base)
         elif kind == "whole":
             edits[name] = Whole(value)
     size = source.size + sum(path.stat().st_size for path in companions(model))
-    with new_folder(out, size) as folder:
+    with new_folder(out, size=size, field="--out ") as folder:
         copy_companions(model, folder)
-        rewrite(source, folder, edits, progress)
+        read, _ = rewrite(source, folder, edits, progress)
         found = checksum((name, merged[name].idx, merged[name].replaced) for name in sorted(merged))
-        if found != metadata.get("merged_fingerprint"):
+        files = metadata.get("files")
+        if found != metadata.get("merged_fingerprint") or files not in (None, json.dumps(read, sort_keys=True)):
             raise UserError(f"--model {model}: its weights were changed after the merge; use the base model itself")
-    return _report(out, started, layers=len(merged), bytes=source.size, base_fingerprint=metadata["base_fingerprint"])
+    return _report(
+        out,
+        started,
+        layers=len(merged),
+        bytes=source.size,
+        base_fingerprint=metadata.get("base_fingerprint", "not recorded"),
+    )
 
 
 def _report(out: Path, started: float, **done: Any) -> dict[str, Any]:
     return {"out": str(out), **done, "seconds": round(time.monotonic() - started, 2)}
 
 
-def _config(folder: Path) -> Any:
-    reason = "no peft_type"
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-        if config.peft_type is not None:
-            return config
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-    raise UserError(f"--adapter {folder}: adapter_config.json is not one of PEFT's ({reason}); save the adapter again")
+def _read_kept(model: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What `_keep` wrote. UserError: damaged, or changed since."""
+    path = model / KEPT
+    check_inside(model, path)
+    kept, metadata = load_tensors(path, "merge again from the base")
+    if metadata.get("sha256") not in (None, _sha256(kept)):
+        raise UserError(f"{path}: was changed after the merge (its sha256 differs); use the base model itself")
+    return kept, metadata
 
 
-def _read_adapter(folder: Path, config: Any) -> Adapter:
-    path = folder / "adapter_model.safetensors"
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"--adapter {folder}: {path.name} is missing or damaged ({error})") from None
-    adapter = Adapter(folder, config, {}, {})
-    for key, value in tensors.items():
-        name = key.removeprefix(PREFIX)
-        module, _, kind = name.rpartition(".")
-        if name == key:
-            raise UserError(f"{path}: {key} does not begin with {PREFIX!r}: not an adapter's file")
-        if kind == "neuroada_idx":
-            delta = tensors.get(f"{PREFIX}{module}.neuroada_delta")
-            fits = delta is not None and delta.ndim == 2 and value.shape == (delta.shape[0], 2 * delta.shape[1])
-            if delta is None or not fits or value.dtype != torch.uint8 or not value.numel():
-                raise UserError(f"{path}: {module} lacks deltas of its indices' shape; save the adapter again")
-            adapter.connections[module] = value, delta
-        elif kind != "neuroada_delta":
-            adapter.whole[name] = value
-    if not adapter.connections:
-        raise UserError(f"{path}: holds no connections (neuroada_idx, neuroada_delta); save the adapter again")
-    return adapter
+def _sha256(kept: Mapping[str, torch.Tensor]) -> str:
+    """Of everything in `KEPT` but its metadata."""
+    digest = hashlib.sha256()
+    for name in sorted(kept):
+        digest.update(f"{name} {kept[name].dtype} {list(kept[name].shape)}\n".encode())
+        digest.update(kept[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
-def _target(adapter: Adapter, source: Checkpoint, name: str, shape: tuple[int | None, ...]) -> StoredTensor:
+def _fits(kind: str, value: torch.Tensor, base: torch.Tensor | None, stored: StoredTensor) -> bool:
+    """Whether a tensor of `KEPT` (with the base values beside it) belongs to this weight."""
+    if kind == "whole":
+        return tuple(torch.atleast_1d(value).shape) == (stored.shape or (1,)) and value.is_floating_point()
+    if kind != "neuroada_idx" or base is None or len(stored.shape) != 2 or stored.dtype not in FLOATS:
+        return False
+    rows, columns = stored.shape
+    paired = value.dtype == torch.uint8 and value.ndim == 2 and tuple(base.shape) == (rows, value.shape[1] // 2)
+    whole = paired and len(value) == rows and value.shape[1] % 2 == 0 and value.numel() > 0
+    return whole and base.dtype == DTYPES[stored.dtype] and int(unpack_indices(value).max()) < columns
+
+
+def _target(adapter: AdapterFile, source: Checkpoint, name: str, shape: tuple[int | None, ...]) -> StoredTensor:
     """The base's tensor for an adapter's, of this shape (None: any) and floating point."""
     found = match(name, source.tensors)
     where = f"--adapter {adapter.folder} does not fit {source.folder}"
@@ -232,16 +229,14 @@ def _target(adapter: Adapter, source: Checkpoint, name: str, shape: tuple[int | 
     return tensor
 
 
-def _check_indices(adapter: Adapter, module: str, idx: torch.Tensor, delta: torch.Tensor, target: StoredTensor) -> None:
+def _check_indices(adapter: AdapterFile, module: str, idx: torch.Tensor, target: StoredTensor) -> None:
     if (highest := int(unpack_indices(idx).max())) >= target.shape[1]:
         raise UserError(
             f"--adapter {adapter.folder}: {module} has connection {highest}, its weight only {target.shape[1]} columns"
         )
-    if not torch.isfinite(delta).all():
-        raise UserError(f"--adapter {adapter.folder}: {module} has deltas that are not finite; its training diverged")
 
 
-def _check_untied(adapter: Adapter, source: Checkpoint, target: StoredTensor) -> None:
+def _check_untied(adapter: AdapterFile, source: Checkpoint, target: StoredTensor) -> None:
     """An embedding stored once and used twice cannot be replaced in one of its places."""
     vocabulary = source.config.get("vocab_size")
     tables = [t for t in source.tensors.values() if len(t.shape) == 2 and t.shape[0] == vocabulary]
@@ -254,11 +249,11 @@ def _check_untied(adapter: Adapter, source: Checkpoint, target: StoredTensor) ->
 
 def _keep(
     folder: Path,
-    source: Checkpoint,
-    contents: Adapter,
+    contents: AdapterFile,
     names: dict[str, str],
     edits: dict[str, Any],
     base_fingerprint: str,
+    files: dict[str, str],
 ) -> None:
     """Write `KEPT`: what `unmerge` needs, and checksums of the base and of the merged values under the connections."""
     kept: dict[str, torch.Tensor] = {}
@@ -275,6 +270,7 @@ def _keep(
         "base_model": str(contents.config.base_model_name_or_path),
         "base_fingerprint": base_fingerprint,
         "merged_fingerprint": checksum(values),
+        "files": json.dumps(files, sort_keys=True),
+        "sha256": _sha256(kept),
     }
-    (folder / KEPT).parent.mkdir()
-    save_file(kept, folder / KEPT, metadata)
+    save_tensors(folder / KEPT, kept, metadata)

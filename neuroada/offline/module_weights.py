@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, TaskType
-from safetensors import safe_open
+from peft import TaskType
 
+from neuroada.adapter.adapter_file import TENSORS_FILE, read_config
 from neuroada.adapter.config import NeuroAdaType
+from neuroada.adapter.load import load_adapter
 from neuroada.errors import UserError
+from neuroada.files import read_header
+from neuroada.hf.loading import load_pretrained
+from neuroada.hf.model_folder import check_finite
 
 
 def merge_whole(adapter: Path, base: Path, out: Path) -> None:
@@ -37,38 +41,28 @@ def verify_logits(adapter: Path, base: Path, merged: Path) -> None:
 
 
 def _adapted(adapter: Path, base: Path) -> Any:
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(_load(base, _labels(adapter)), str(adapter))
-    except UserError:
-        raise
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--adapter {adapter}: does not fit {base} ({reason}); give its own as --base-model") from None
+    return load_adapter(_load(base, _labels(adapter)), adapter, str(base))
 
 
 def _labels(adapter: Path) -> int | None:
     """Outputs of the classifier that was trained with the adapter; None for a causal language model's."""
-    if PeftConfig.from_pretrained(str(adapter)).task_type != TaskType.SEQ_CLS:
+    if read_config(adapter).task_type != TaskType.SEQ_CLS:
         return None
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
-        names = [name for name in file.keys() if ".classifier." in name or ".score." in name]  # noqa: SIM118 (no dict)
-        shapes = [file.get_slice(name).get_shape() for name in names]
-    return min(rows for rows, *columns in shapes if columns)  # its last layer has the fewest rows
+    path = adapter / TENSORS_FILE
+    heads = [t for t in read_header(path)[0] if ".classifier." in t.name or ".score." in t.name]
+    rows = [tensor.shape[0] for tensor in heads if len(tensor.shape) > 1]
+    if not rows:
+        raise UserError(f"{path}: holds no classifier; save the adapter again")
+    return min(rows)  # its last layer has the fewest rows
 
 
 def _load(folder: Path, labels: int | None) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    try:
-        if labels is None:
-            return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-        # Another task's classifier may stand in the base's files.
-        return AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype="auto", num_labels=labels, ignore_mismatched_sizes=True
-        )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        kind = "causal language model" if labels is None else "classifier"
-        raise UserError(f"{folder}: not loaded as a {kind} ({reason})") from None
+    if labels is None:
+        model = load_pretrained(AutoModelForCausalLM, str(folder), "", dtype="auto")
+    else:
+        options = {"num_labels": labels}
+        model = load_pretrained(AutoModelForSequenceClassification, str(folder), "", options=options, dtype="auto")
+    check_finite(model.named_parameters(), str(folder))
+    return model

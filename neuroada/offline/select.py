@@ -2,6 +2,7 @@
 
 import difflib
 import multiprocessing
+import os
 import time
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -18,7 +19,8 @@ from neuroada.adapter.selection import Selection, select_top_k
 from neuroada.adapter.selection_file import write_selection
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor
-from neuroada.hf.tensor_files import FLOATS, Checkpoint, blocks, one_thread
+from neuroada.hf.model_folder import FLOATS, check_model_folder
+from neuroada.hf.tensor_files import Checkpoint, blocks, one_thread
 from neuroada.ops import MAX_IN_FEATURES, pack_indices
 
 
@@ -42,8 +44,9 @@ def select(
     the connections, as in an adapter's configuration) and sha256 (of the indices).
     """
     started = time.monotonic()
-    if out.exists():
+    if os.path.lexists(out):
         raise UserError(f"--out {out}: is already there; choose a new file or remove it")
+    check_model_folder(model, "--model ")
     source = Checkpoint(model)
     targets = _targets(source, target_modules)
     _check(targets, k)
@@ -126,6 +129,7 @@ def _select_tensor(
 
 def _map(job: Any, items: list[Any], workers: int) -> Iterable[Any]:
     """`job` of every item, in this process or in several, with one thread in each."""
+    workers = min(workers, len(items))
     if workers > 1:
         # fork: a process that imports torch anew takes longer to start than LLaMA-7B takes it to read.
         with multiprocessing.get_context("fork").Pool(workers, torch.set_num_threads, (1,)) as pool:

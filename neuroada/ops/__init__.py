@@ -4,6 +4,7 @@ from neuroada.ops.adapted_product import FEW_TOKENS, adapted, adapted_product
 from neuroada.ops.experts import experts_linear, tokens_of_experts
 from neuroada.ops.indices import MAX_IN_FEATURES, pack_indices, unpack_indices
 from neuroada.ops.linear import adapted_weight, in_weight_linear, read_entries, write_entries
+from neuroada.ops.repeated import sum_repeated
 from neuroada.ops.sampled_gradient import sampled_gradient
 from neuroada.ops.weight_format import PLAIN, TRANSPOSED, WeightFormat
 
@@ -21,6 +22,7 @@ __all__ = [
     "pack_indices",
     "read_entries",
     "sampled_gradient",
+    "sum_repeated",
     "tokens_of_experts",
     "unpack_indices",
     "write_entries",

@@ -18,6 +18,9 @@ from pathlib import Path
 
 import torch
 
+from neuroada.errors import UserError
+from neuroada.files import read_text, write_text
+
 SOURCES = [Path(__file__).with_name(name) for name in ("sampled_gradient.cpp", "adapted_product.cpp", "vectors.h")]
 # No -ffast-math: linked into a library, older gcc turns off denormals in the whole process (gcc bug 55522).
 FLAGS = ["-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
@@ -45,7 +48,8 @@ def build() -> Path:
     text = b"".join(source.read_bytes() for source in SOURCES)
     key = hashlib.sha256(text + macros + " ".join(FLAGS).encode()).hexdigest()[:16]
     library = cache_folder() / f"kernels-{key}.so"
-    if not library.exists():
+    stamp = library.with_suffix(".sha256")
+    if not _whole(library, stamp):
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
             partial = Path(scratch) / library.name
@@ -53,8 +57,17 @@ def build() -> Path:
             subprocess.run(
                 [*compiler, *FLAGS, *sources, "-o", str(partial)], check=True, capture_output=True, text=True
             )
+            write_text(stamp, hashlib.sha256(partial.read_bytes()).hexdigest())
             partial.replace(library)
     return library
+
+
+def _whole(library: Path, stamp: Path) -> bool:
+    """Whether the library is what was built: one that a full disk cut off would end the process when it is used."""
+    try:
+        return hashlib.sha256(library.read_bytes()).hexdigest() == read_text(stamp)
+    except (OSError, UserError):
+        return False
 
 
 @functools.cache

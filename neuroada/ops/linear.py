@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from neuroada.ops.adapted_product import FEW_TOKENS, adapted, adapted_product
 from neuroada.ops.indices import unpack_indices
+from neuroada.ops.repeated import sum_repeated
 from neuroada.ops.sampled_gradient import sampled_gradient
 from neuroada.ops.weight_format import PLAIN, WeightFormat
 
@@ -75,33 +76,34 @@ class _InWeightLinear(torch.autograd.Function):
         bias: torch.Tensor | None,
         idx_bytes: torch.Tensor,
         delta: torch.Tensor,
+        change: torch.Tensor,
         weight_format: WeightFormat,
     ) -> torch.Tensor:
         ctx.weight_format, ctx.keeps_entries = weight_format, keeps_entries(x.shape[-1], delta)
         kept = x.index_select(-1, unpack_indices(idx_bytes).flatten()) if ctx.keeps_entries else x
         # The Parameters themselves, never views: ZeRO-3 and FSDP2 swap their data and gather it again for backward, and
         # autograd refuses a backward over values that were changed (merged, say) since.
-        ctx.save_for_backward(kept, stored, idx_bytes, delta)
-        return _product(x, stored, bias, idx_bytes, delta, weight_format)
+        ctx.save_for_backward(kept, stored, idx_bytes, change)
+        return _product(x, stored, bias, idx_bytes, change, weight_format)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dy,) = grads
-        kept, stored, idx_bytes, delta = ctx.saved_tensors
+        kept, stored, idx_bytes, change = ctx.saved_tensors
         dx = dbias = ddelta = None
         with torch.autocast(dy.device.type, enabled=False):  # forward has cast what was to be cast
             if ctx.needs_input_grad[0]:
-                dx = dy @ adapted_weight(stored, idx_bytes, delta, ctx.weight_format).to(dy.dtype)
+                dx = dy @ adapted_weight(stored, idx_bytes, change, ctx.weight_format).to(dy.dtype)
             if ctx.needs_input_grad[2]:
                 dbias = dy.flatten(0, -2).sum(0)
             if ctx.needs_input_grad[4]:
                 if ctx.keeps_entries:
-                    columns = torch.arange(delta.numel(), device=dy.device).view(delta.shape)
+                    columns = torch.arange(change.numel(), device=dy.device).view(change.shape)
                 else:
                     columns = unpack_indices(idx_bytes)
-                ddelta = sampled_gradient(dy, kept, columns).to(delta.dtype)
-        return dx, None, dbias, None, ddelta, None
+                ddelta = sampled_gradient(dy, kept, columns).to(change.dtype)
+        return dx, None, dbias, None, ddelta, None, None
 
 
 def in_weight_linear(
@@ -111,17 +113,21 @@ def in_weight_linear(
     idx_bytes: torch.Tensor,
     delta: torch.Tensor,
     weight_format: WeightFormat = PLAIN,
+    *,
+    repeated: bool = False,
 ) -> torch.Tensor:
     """y = x @ W'.T + bias, where W' is the weight with delta added at the selected entries.
 
     x [..., in] -> [..., out]; idx_bytes [out, 2k] uint8; delta [out, k] fp32 or wider; `stored`: see `weight_format`.
     Gradients reach x, bias and delta, once: a second derivative is refused. The weight is frozen, and never written.
     Under autocast the product is made in its dtype, from W' rounded once to the stored dtype and then cast.
+    `repeated`: a row may name a column more than once (several adapters, side by side); its deltas add up.
     """
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast itself
         dtype = torch.get_autocast_dtype(x.device.type)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    change = sum_repeated(unpack_indices(idx_bytes), delta.detach()) if repeated else delta
     wanted = (x, delta) if bias is None else (x, delta, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted):
-        return _InWeightLinear.apply(x, stored, bias, idx_bytes, delta, weight_format)
-    return _product(x, stored, bias, idx_bytes, delta, weight_format)
+        return _InWeightLinear.apply(x, stored, bias, idx_bytes, delta, change, weight_format)
+    return _product(x, stored, bias, idx_bytes, change, weight_format)

@@ -78,21 +78,36 @@ def fastest(candidates: list[Backend], dy: torch.Tensor, x: torch.Tensor, idx: t
 
 
 _chosen: dict[tuple, Backend] = {}
+_pinned: list[Backend] = []  # at most one
+
+
+def gpu_backends() -> dict[str, Backend]:
+    """What a GPU may compute by: `dense`, and the Triton kernel where torch comes with Triton."""
+    try:
+        from neuroada.ops.triton_kernel import triton_dot_products
+    except ImportError:
+        return {"dense": dense}
+    return {"triton": triton_dot_products, "dense": dense}
+
+
+def pin_gpu_backend(name: str | None) -> None:
+    """Compute by this one of `gpu_backends` from now on; None: by the fastest again.
+
+    Two backends differ in their last bits, and ranks that time them alone may disagree.
+    """
+    _pinned[:] = [] if name is None else [gpu_backends()[name]]
 
 
 def _on_gpu(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
-    """By the faster of the Triton kernel and `dense`, timed at the first call of this device, dtype and shape class.
+    """By the pinned backend, or the fastest, timed at the first call of this device, dtype and shape class.
 
     Token counts of one power of two are one class: packed batches differ a little from step to step.
     """
+    if _pinned:
+        return _pinned[0](dy, x, idx)
     key = (x.device, x.dtype, dy.dtype, x.shape[1], *idx.shape, len(x).bit_length())
     if key not in _chosen:
-        try:
-            from neuroada.ops.triton_kernel import triton_dot_products
-        except ImportError:  # a torch build without Triton
-            _chosen[key] = dense
-        else:
-            _chosen[key] = fastest([triton_dot_products, dense], dy, x, idx)
+        _chosen[key] = fastest(list(gpu_backends().values()), dy, x, idx)
     return _chosen[key](dy, x, idx)
 
 

@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+from neuroada.config.data import Data
 from neuroada.config.recipe import Recipe
+from neuroada.data.formats import make_reader
+from neuroada.data.sources import find_source
 from neuroada.engines import find_device
 from neuroada.errors import UserError
 from neuroada.hf.attention import describe_attention
@@ -22,13 +25,8 @@ def dry_run(recipe: Recipe, ranks: int) -> str:
         UserError: what no download mends: an unknown task, malformed data, a target module the model has not, a batch
             that does not divide over the ranks.
     """
-    task = get_task(recipe.task)
     missing: list[str] = []
-    files = possible_files(task, "train", recipe.data_dir)
-    if files and not any(file.is_file() for file in files):
-        data = _missing(missing, f"{files[0]}: neuroada fetch data {files[0].parent.relative_to(recipe.data_dir)}")
-    else:
-        data = f"{len(load_examples(task, 'train', recipe.data_dir)):,} examples"
+    data = _task(recipe, missing) if recipe.data is None else _own(recipe.data)
     tokenizer = weights = "present"
     if not _has_file(recipe.model, "tokenizer_config.json"):
         tokenizer = _missing(missing, f"the tokenizer of {recipe.model}: {remedy(recipe.model)}")
@@ -36,10 +34,10 @@ def dry_run(recipe: Recipe, ranks: int) -> str:
         weights = _missing(missing, f"the weights of {recipe.model}: {remedy(recipe.model)}")
     lines = [
         f"recipe     {recipe.provenance}",
-        f"data       {recipe.task}: {data}",
+        f"data       {recipe.trained_on}: {data}",
         f"tokenizer  {tokenizer}",
         f"weights    {weights}",
-        f"attention  {describe_attention(recipe.train.packing, recipe.train.dtype, find_device())}",
+        f"attention  {describe_attention(recipe.train.packed, recipe.train.dtype, find_device())}",
     ]
     try:
         find_config(recipe.model)
@@ -49,6 +47,29 @@ def dry_run(recipe: Recipe, ranks: int) -> str:
         lines += [report.plan(make_plan(recipe, ranks)), f"output     {recipe.output_dir}"]
     lines += ["", "missing:", *(f"  {what}" for what in missing)] if missing else ["", "nothing is missing"]
     return "\n".join(lines)
+
+
+def _task(recipe: Recipe, missing: list[str]) -> str:
+    assert recipe.task is not None
+    task = get_task(recipe.task)
+    files = possible_files(task, "train", recipe.data_dir)
+    if files and not any(file.is_file() for file in files):
+        return _missing(missing, f"{files[0]}: neuroada fetch data {files[0].parent.relative_to(recipe.data_dir)}")
+    return f"{len(load_examples(task, 'train', recipe.data_dir)):,} examples"
+
+
+def _own(data: Data) -> str:
+    """The sources by their files; of local ones the first row is read, and has to be of a format."""
+    told = []
+    for spec in data.datasets:
+        source = find_source(spec, data.streaming)
+        if not source.files:
+            told.append(f"{spec.path} on the hub")
+            continue
+        first = next((row.values for row in source.rows() if isinstance(row.values, dict)), {})
+        reader = make_reader(spec, first, has_template=True)
+        told.append(f"{spec.path}, {reader.name}, {len(source.files)} file(s)")
+    return "; ".join(told)
 
 
 def _missing(missing: list[str], what: str) -> str:

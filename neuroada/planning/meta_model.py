@@ -31,7 +31,7 @@ def on_meta(config: Any, recipe: Recipe, method: Method, objective: Objective, l
     for name, value in options.items():
         setattr(config, name, value)
     dtype = method.storage_dtype(DTYPES[recipe.train.dtype])
-    attention = "unmasked_sdpa" if recipe.train.packing else "sdpa"
+    attention = "unmasked_sdpa" if recipe.train.packed else "sdpa"
     with torch.device("meta"):
         base: nn.Module = auto.from_config(config, dtype=dtype, attn_implementation=attention)
         return method.attach(base, objective.task_type)

@@ -26,7 +26,7 @@ def plan(plan: Plan, card_gib: float | None = None, tokens_per_second: float | N
         f"a checkpoint is {format_bytes(plan.checkpoint_bytes)}",
         f"rank       {recipe.train.micro_batch_size} x {recipe.train.max_length} tokens at once, at most"
         + (", activation checkpointing" if recipe.train.activation_checkpointing else "")
-        + (", packed" if recipe.train.packing else ""),
+        + (", packed" if recipe.train.packed else ""),
         "",
         *_table([_row(rank, card_gib) for rank in plan.ranks], chosen.strategy),
         "",
@@ -73,6 +73,8 @@ def steps_of(recipe: Recipe) -> int | None:
 
     Counted on all examples: those whose prompt alone fills max_length are dropped when the run tokenises them.
     """
+    if recipe.task is None:  # how many examples there are is known once they are tokenised
+        return recipe.train.max_steps
     try:
         return total_steps(recipe, len(load_examples(get_task(recipe.task), "train", recipe.data_dir)))
     except UserError:
@@ -82,7 +84,8 @@ def steps_of(recipe: Recipe) -> int | None:
 def run_length(recipe: Recipe) -> str:
     steps = steps_of(recipe)
     if steps is None:
-        return f"{recipe.train.epochs:g} epochs; steps are known once the data is at {recipe.data_dir}"
+        when = f"the data is at {recipe.data_dir}" if recipe.task else "the data are tokenised"
+        return f"{recipe.train.epochs:g} epochs; steps are known once {when}"
     return f"{steps:,} steps, {steps * recipe.train.global_batch_size:,} sequences"
 
 

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuroada.config.recipe import Recipe
-from neuroada.objectives import Objective
+from neuroada.objectives import objective_class
 from neuroada.planning.step import Parameter, Step
-from neuroada.registry import OBJECTIVES
-from neuroada.tasks.table import get_task
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ def step_flops(recipe: Recipe, config: Any, step: Step) -> int:
     matrices = [p for p in step.params if p.kind in ("weights", "delta") and p.numel > p.rows]
     embeddings = config.vocab_size * config.hidden_size
     in_layers = sum(p.numel for p in matrices if p.kind == "weights" and p.layer is not None)
-    objective: type[Objective] = OBJECTIVES.load(get_task(recipe.task).objective)
+    objective = objective_class(recipe.task, recipe.objective.name)
     head = embeddings if objective.vocabulary_head else 0  # tied or not, multiplied once
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 4 * recipe.train.max_length * width * config.num_attention_heads * config.num_hidden_layers

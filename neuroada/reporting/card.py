@@ -1,14 +1,15 @@
 """The model card: README.md beside the trained weights, ready for the hub."""
 
+import json
+
 import yaml
 
 from neuroada.files import write_text
 from neuroada.methods import Method
-from neuroada.objectives import Objective
-from neuroada.registry import METHODS, OBJECTIVES
+from neuroada.objectives import objective_class
+from neuroada.registry import METHODS
 from neuroada.reporting.published import footnotes, published_scores
 from neuroada.runs.run_folder import RunFolder
-from neuroada.tasks.table import get_task
 
 
 def write_card(run: RunFolder) -> None:
@@ -23,22 +24,22 @@ def card(run: RunFolder, method: type[Method]) -> str:
     """The card's text."""
     recipe, metadata = run.recipe, run.metadata
     local = run.model != recipe["model"]
-    objective: type[Objective] = OBJECTIVES.load(get_task(recipe["task"]).objective)
+    objective = objective_class(recipe["task"], recipe.get("objective", {}).get("name", ""))
     front = {
         "base_model": run.model,
         "library_name": method.library,
         "pipeline_tag": objective.pipeline_tag,
-        "tags": [recipe["adapter"]["method"], "fine-tuning", recipe["task"].replace("/", "-")],
+        "tags": [recipe["adapter"]["method"], "fine-tuning", run.trained_on.replace("/", "-").replace(" ", "-")],
     }
     lines = ["---", yaml.safe_dump(front, sort_keys=False).rstrip()]
     if local:
         lines.append("# base_model was a local folder: give its hub id")
     lines += ["# license: yours to choose; the base model's terms apply as well", "---", ""]
-    lines += [f"# {run.model}, {run.method}, trained on {recipe['task']}", ""]
+    lines += [f"# {run.model}, {run.method}, trained on {run.trained_on}", ""]
     if metadata:
         share = 100 * metadata["trainable"] / metadata["parameters"]
         lines += [f"{metadata['trainable']:,} trainable parameters, {share:.4f} % of {metadata['parameters']:,}.", ""]
-    use = method.usage.format(auto=objective.auto_name, base=run.model)
+    use = method.usage.format(auto=objective.auto_name, base=json.dumps(run.model, ensure_ascii=False))
     lines += ["## Use", "", "```python", use.rstrip(), "```", ""]
     lines += ["## Results", "", *results(run), ""]
     lines += ["## Training", "", "```yaml", run.shown_recipe.rstrip(), "```", ""]

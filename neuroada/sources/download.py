@@ -10,6 +10,7 @@ from urllib.error import HTTPError
 from tqdm import tqdm
 
 from neuroada.errors import UserError
+from neuroada.files import open_regular
 
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 16  # bytes
@@ -33,7 +34,7 @@ def checksum(path: Path, algorithm: str) -> str:
         digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     else:
         digest = hashlib.new(algorithm)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return f"{algorithm}:{digest.hexdigest()}"

@@ -6,6 +6,7 @@ out. mnli's `validation` is the matched one; `validation_mismatched` lies beside
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neuroada.errors import UserError
+from neuroada.files import read_text, write_text
 from neuroada.sources.errors import NotInSource
 
 HUB = "nyu-mll/glue"
@@ -86,17 +88,14 @@ def fetch_split(name: str, split: str, out: Path, source: Path | None) -> tuple[
         rows, incomplete = read_tsv(file, SETS[name])
         note = f"from {file}" + (f" ({incomplete} incomplete rows left out)" if incomplete else "")
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    part.write_text("[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n", encoding="utf-8")
-    part.replace(target)
+    write_text(target, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n]\n")
     return target, f"{len(rows):,} rows, {note}"
 
 
 def read_tsv(file: Path, layout: GlueSet) -> tuple[list[Row], int]:
     """Rows of an original GLUE file, and how many were left out because columns are missing (the hub drops them too:
     QQP has a few). UserError for a header without the columns or a label that is none."""
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with io.StringIO(read_text(file, limit=4 << 30), newline="") as lines:
         reader = csv.DictReader(lines, fieldnames=layout.header, delimiter="\t", quoting=csv.QUOTE_NONE)
         columns = (*layout.tsv, layout.tsv_label)
         for column in columns:

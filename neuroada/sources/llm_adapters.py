@@ -5,16 +5,16 @@ commit's tree records instead of a size and SHA-256. `variant` is another cut of
 folder: commonsense_15k's 15,119 rows divided into train and validation.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from neuroada.errors import UserError
+from neuroada.files import read_json, replacing
 from neuroada.sources.download import Fingerprint, download, mismatch
 from neuroada.sources.errors import NotInSource
 
-MANIFEST = json.loads(Path(__file__).with_name("llm_adapters.json").read_text())
+MANIFEST = read_json(Path(__file__).with_name("llm_adapters.json"))
 SETS: dict[str, dict[str, dict[str, Any]]] = MANIFEST["sets"]
 RAW_URL = f"https://raw.githubusercontent.com/{MANIFEST['repository']}/{MANIFEST['commit']}"
 
@@ -44,10 +44,8 @@ def fetch_split(name: str, split: str, out: Path, source: Path | None) -> tuple[
     if found is None:
         raise NotInSource(f"{name}/{split}.json")
     rows = _verified_rows(found, name, split)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    shutil.copyfile(found, part)
-    part.replace(target)
+    with replacing(target) as temporary:
+        shutil.copyfile(found, temporary)
     return target, f"{rows:,} rows, copied from {found}"
 
 

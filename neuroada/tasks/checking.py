@@ -52,12 +52,15 @@ def check_folder(data_dir: Path, tokenizer: Any) -> Report:
     problems: list[str] = []
     for task in TASKS.values():
         for split in SPLITS:
-            if not any(path.is_file() for path in possible_files(task, split, data_dir)):
+            if not any(path.exists() for path in possible_files(task, split, data_dir)):
                 continue
             try:
                 examples = load_examples(task, split, data_dir)
             except UserError as problem:
                 problems.append(str(problem))
+                continue
+            if not examples:
+                problems.append(f"{possible_files(task, split, data_dir)[0]}: holds no rows")
                 continue
             keys.append([question_key(example) for example in examples])
             files.append(check(task, split, examples, keys[-1], tokenizer))

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuroada.errors import UserError
+from neuroada.files import read_json, read_json_lines
 from neuroada.tasks import glue
 
 if TYPE_CHECKING:
     from neuroada.tasks.table import Example, Task
 
 SPLITS = ("train", "validation", "test")
+
+MAX_DATA = 4 << 30  # bytes of a data file
 
 
 def load_examples(task: Task, split: str, data_dir: str | Path) -> list[Example]:
@@ -66,33 +69,13 @@ def possible_files(task: Task, split: str, data_dir: str | Path) -> list[Path]:
 
 
 def _read(path: Path, name: str) -> list[Any]:
-    try:
-        if path.suffix == ".tsv":
-            return glue.read_tsv(path, name)
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            return _read_lines(path, text)
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: not JSON at line {error.lineno}, column {error.colno} ({error.msg}); write a list of objects"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if path.suffix == ".tsv":
+        return glue.read_tsv(path, name)
+    if path.suffix == ".jsonl":
+        return read_json_lines(path, limit=MAX_DATA)
+    rows = read_json(path, limit=MAX_DATA, remedy="write a list of objects")
     if not isinstance(rows, list):
         raise UserError(f"{path}: holds a {type(rows).__name__}, expected a list of objects")
-    return rows
-
-
-def _read_lines(path: Path, text: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, row {number}: not JSON ({error.msg}); write one object a line") from None
     return rows
 
 
@@ -107,7 +90,7 @@ def _checked(task: Task, split: str, row: Any, where: str) -> dict[str, str]:
             raise UserError(f"{where}: key {column!r} is missing; a row has {', '.join(task.columns)}")
         value = row[column]
         if not isinstance(value, str):
-            raise UserError(f"{where}: {column} is {json.dumps(value)}, expected a string")
+            raise UserError(f"{where}: {column} is {json.dumps(value)[:100]}, expected a string")
         example[column] = value
     gold = example[task.answer_column]
     if not _question(example).strip():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuroada.errors import UserError
+from neuroada.files import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from neuroada.tasks.table import Example, Task
@@ -82,9 +83,18 @@ def encode(
     if cache_dir is None:
         return _encode(prompts, targets, tokenizer, max_length)
     path = Path(cache_dir) / f"{_key(prompts, targets, tokenizer, max_length)}.safetensors"
-    if not path.is_file():
-        _save(_encode(prompts, targets, tokenizer, max_length), path)
-    return _load(path)
+    if path.is_file():
+        try:
+            return _load(path)
+        except UserError as error:
+            warnings.warn(f"the token cache is written again: {error}", stacklevel=2)
+    encoded = _encode(prompts, targets, tokenizer, max_length)
+    try:
+        _save(encoded, path)
+        return _load(path)  # memory-mapped
+    except UserError as error:
+        warnings.warn(f"going on without a token cache: {error}", stacklevel=2)
+        return encoded
 
 
 def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
@@ -138,6 +148,7 @@ def _encode(prompts: list[str], targets: list[str], tokenizer: Any, max_length: 
 
 # ---- the cache
 
+REMOVE = "remove it"
 _ARRAYS = ("flat", "offsets", "prompt_lengths", "rows")
 
 
@@ -162,25 +173,23 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def _save(encoded: Encoded, path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        save_file(
-            {name: getattr(encoded, name) for name in _ARRAYS},
-            temporary,
-            metadata={"truncated": str(encoded.truncated), "dropped": str(encoded.dropped)},
-        )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    arrays = {name: getattr(encoded, name) for name in _ARRAYS}
+    counts = {"truncated": str(encoded.truncated), "dropped": str(encoded.dropped)}
+    save_tensors(path, arrays, {**counts, "sha256": _sha256(arrays, counts)})
 
 
 def _load(path: Path) -> Encoded:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:  # torch's tensors are views of the mapped file, numpy's are copies
-        arrays = {name: file.get_tensor(name).numpy() for name in _ARRAYS}
-        counts = file.metadata()
+    """UserError: damaged, or not what `_save` wrote."""
+    tensors, metadata = load_tensors(path, REMOVE)  # torch's tensors are views of the mapped file, numpy's are copies
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    counts = {name: metadata.get(name, "") for name in ("truncated", "dropped")}
+    if arrays.keys() != set(_ARRAYS) or metadata.get("sha256") != _sha256(arrays, counts):
+        raise UserError(f"{path}: is damaged (its sha256 differs); {REMOVE}")
     return Encoded(**arrays, truncated=int(counts["truncated"]), dropped=int(counts["dropped"]))
+
+
+def _sha256(arrays: Mapping[str, np.ndarray], counts: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps([sorted(counts.items()), sorted(arrays)]).encode())
+    for name in sorted(arrays):
+        digest.update(f"{arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from neuroada.errors import UserError
+from neuroada.files import read_text
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def tsv_file(name: str, split: str, data_dir: Path) -> Path | None:
 def read_tsv(path: Path, name: str) -> list[dict[str, str]]:
     """The rows of an original file: fields split at tabs, nothing quoted. UserError naming a row of another width."""
     columns = _TSV[name][1]
-    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = read_text(path, limit=4 << 30).rstrip("\n").split("\n")
     if columns is None:
         columns = tuple(lines.pop(0).split("\t"))
     rows = []

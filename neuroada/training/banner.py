@@ -29,7 +29,7 @@ def describe(
     nodes = list(dict.fromkeys(node for node, _ in found))
     trainable, total = method.trainable(model), base_parameters(model)
     train = recipe.train
-    attention = describe_attention(train.packing, train.dtype, engine.device)
+    attention = describe_attention(train.packed, train.dtype, engine.device)
     lines = {
         "world": f"{engine.world_size} rank(s), {engine.device.type}, on {len(nodes)} node(s): "
         f"{', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''}",
@@ -39,7 +39,7 @@ def describe(
         "trainable": f"{trainable:,} of {total:,} ({100 * trainable / total:.4f} %)",
         "memory": f"{format_bytes(max(size for _, size in found))} of parameters on the fullest rank; gradients, "
         f"AdamW's moments and activations come on top",
-        "data": f"{recipe.task}: {data}",
+        "data": f"{recipe.trained_on}: {data}",
         "steps": f"{first} of {steps} done; {train.global_batch_size} sequences each, "
         f"{recipe.micro_batch(engine.world_size)} at once on a rank",
         "checkpoints": f"every {recipe.checkpoint.every_steps} steps, {format_bytes(checkpoint_bytes(model))} each, "

@@ -24,7 +24,8 @@ class RecipeModelBuilder:
 
     def pretrained(self, device: torch.device) -> nn.Module:
         auto, options = self.objective.auto_class()
-        return load_pretrained(auto, self.source, self.dtype, self._attention(device), options)
+        attention = self._attention(device)
+        return load_pretrained(auto, self.source, options=options, dtype=self.dtype, attn_implementation=attention)
 
     def empty(self, device: torch.device) -> nn.Module:
         auto, options = self.objective.auto_class()
@@ -40,4 +41,4 @@ class RecipeModelBuilder:
         self.method.initialise(model)
 
     def _attention(self, device: torch.device) -> str:
-        return choose_attention(self.recipe.train.packing, self.recipe.train.dtype, device)
+        return choose_attention(self.recipe.train.packed, self.recipe.train.dtype, device)

@@ -12,24 +12,31 @@ the step. No frozen weight is inside, and no pickle is read.
 """
 
 import hashlib
-import json
-import os
 import re
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from neuroada import sharding
-from neuroada.config.recipe import Recipe
+from neuroada.config.recipe import Recipe, read_recipe
 from neuroada.engines import STATE, Engine, trainable_parameters
 from neuroada.errors import UserError
+from neuroada.files import (
+    check_schema,
+    new_folder,
+    open_regular,
+    open_tensors,
+    read_header,
+    read_json,
+    save_tensors,
+    write_json,
+)
 
 STATE_FILE, PROGRESS_FILE, RECIPE_FILE, MANIFEST_FILE = (
     "state.safetensors",
@@ -37,6 +44,7 @@ STATE_FILE, PROGRESS_FILE, RECIPE_FILE, MANIFEST_FILE = (
     "recipe.yaml",
     "manifest.json",
 )
+REMOVE = "remove that checkpoint and run the same command again"
 
 
 def save_checkpoint(engine: Engine, model: nn.Module, recipe: Recipe, step: int, identity: dict[str, Any]) -> Path:
@@ -57,43 +65,40 @@ def save_checkpoint(engine: Engine, model: nn.Module, recipe: Recipe, step: int,
     if engine.rank == 0:
         try:
             _write(final, tensors, {"step": step, **identity}, recipe)
-        except (OSError, SafetensorError) as error:  # a full disk, mostly
+        except UserError as error:  # a full disk, mostly
             problem = str(error)
     failed = engine.reduce(torch.tensor([float(bool(problem))], device=engine.device))
     if failed.item():  # and nobody goes on before the checkpoint is whole
         raise UserError(
-            f"output_dir = {recipe.output_dir}: the checkpoint of step {step} could not be written: {problem}; "
-            f"make room and run the same command again: it goes on from {find_checkpoint(root.parent) or 'the start'}"
+            f"output_dir = {recipe.output_dir}: the checkpoint of step {step} could not be written ({problem}); "
+            f"then run the same command again: it goes on from {find_checkpoint(root.parent) or 'the start'}"
         )
     for old in _numbered(root)[: -recipe.checkpoint.keep] if engine.rank == 0 else []:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def _write(final: Path, tensors: dict[str, torch.Tensor], progress: dict[str, Any], recipe: Recipe) -> None:
     """Write one checkpoint's folder; on an error nothing of it stays."""
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        save_file(tensors, partial / STATE_FILE)
-        (partial / PROGRESS_FILE).write_text(json.dumps(progress, indent=1))
-        recipe.save(partial / RECIPE_FILE)
-        files = {name: _describe(partial / name) for name in (STATE_FILE, PROGRESS_FILE, RECIPE_FILE)}
-        (partial / MANIFEST_FILE).write_text(json.dumps(files, indent=1))
-        for path in [*partial.iterdir(), partial]:
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)  # one of this step that was found damaged
-        partial.replace(final)
-        _sync(final.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with new_folder(final, replace=True) as folder:  # replaces one of this step that was found damaged
+        save_tensors(folder / STATE_FILE, tensors)
+        write_json(folder / PROGRESS_FILE, progress)
+        recipe.save(folder / RECIPE_FILE)
+        files = {name: _describe(folder / name) for name in (STATE_FILE, PROGRESS_FILE, RECIPE_FILE)}
+        write_json(folder / MANIFEST_FILE, files)
 
 
 def check_unused(recipe: Recipe) -> None:
-    """Refuse to start anew where another run's checkpoints stand: they would outnumber the new ones."""
+    """Refuse a folder that holds another run, or to start anew where checkpoints are: they would outnumber the new."""
     root = Path(recipe.output_dir) / "checkpoints"
+    saved = Path(recipe.output_dir) / "recipe.yaml"
+    there = read_recipe(saved).identity() if saved.exists() else {}
+    for field, mine in recipe.identity().items():
+        if there and there.get(field) != mine:
+            raise UserError(
+                f"output_dir = {recipe.output_dir}: holds another run: {field} is {there.get(field)!r} there and "
+                f"{mine!r} in this run; choose another output_dir, or remove that run"
+            )
     if recipe.checkpoint.resume == "never" and _numbered(root):
         raise UserError(
             f"checkpoint.resume = never: {root} already holds checkpoints; choose another output_dir, remove them, or "
@@ -112,30 +117,56 @@ def find_checkpoint(output_dir: Path) -> Path | None:
 
 
 def restore_checkpoint(
-    folder: Path, engine: Engine, identity: dict[str, Any], backward_once: Callable[[int], object]
+    folder: Path, engine: Engine, model: nn.Module, identity: dict[str, Any], backward_once: Callable[[int], object]
 ) -> int:
     """Put the checkpoint's state into the engine; returns its step. Collective; each rank reads what it needs.
 
     Raises:
         UserError: it was saved by a run that trains something else: the difference is named.
     """
-    progress = json.loads((folder / PROGRESS_FILE).read_text())
+    progress = _progress(folder)
     for field, mine in identity.items():
-        if progress.get(field) != mine:
+        if progress.get(field, mine if field == "weights" else None) != mine:  # older checkpoints lack the weights' sum
             raise UserError(
                 f"checkpoint {folder}: {field} is {progress.get(field)!r} there and {mine!r} in this run; "
                 f"go on with the recipe beside it, or choose another output_dir"
             )
-    with safe_open(folder / STATE_FILE, framework="pt") as file:
+    stored = {tensor.name for tensor in read_header(folder / STATE_FILE, REMOVE)[0]}
+    needed = {f"{key}/{name}" for name, _ in trainable_parameters(model) for key in ("value", *STATE)}
+    if stored != needed:
+        odd = min(stored ^ needed)
+        raise UserError(
+            f"checkpoint {folder}: {'lacks' if odd in needed else 'holds'} {odd}, unlike this run; {REMOVE}"
+        )
+    with open_tensors(folder / STATE_FILE, REMOVE) as file:
 
         def read(name: str, param: nn.Parameter) -> dict[str, torch.Tensor]:
             saved = {key: file.get_tensor(f"{key}/{name}") for key in ("value", *STATE)}
-            if saved["value"].shape != sharding.shape(param):
-                raise UserError(f"checkpoint {folder}: {name} has shape {tuple(saved['value'].shape)} there")
+            for key, value in saved.items():
+                if value.shape != sharding.shape(param) or value.dtype != torch.float32:
+                    raise UserError(f"checkpoint {folder}: {key}/{name} is {list(value.shape)} {value.dtype}; {REMOVE}")
+                if not bool(torch.isfinite(value).all()):
+                    raise UserError(f"checkpoint {folder}: {key}/{name} holds NaN or infinity; {REMOVE}")
             return saved
 
         engine.restore(progress["step"], read, lambda: backward_once(progress["step"]))
     return progress["step"]
+
+
+class Progress(BaseModel):
+    """progress.json; its other fields are the run's identity."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    step: Annotated[int, Field(ge=0, le=1 << 40)]
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    path = folder / PROGRESS_FILE
+    progress = check_schema(Progress, read_json(path, remedy=REMOVE), str(path), REMOVE)
+    if progress.step != int(folder.name.removeprefix("step-")):
+        raise UserError(f"{path}: step is {progress.step}, in the folder {folder.name}; {REMOVE}")
+    return progress.model_dump()
 
 
 def checkpoint_bytes(model: nn.Module) -> int:
@@ -150,27 +181,20 @@ def _numbered(root: Path) -> list[Path]:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with open_regular(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        return {"bytes": file.tell(), "sha256": digest}
 
 
 def _damage(folder: Path) -> str | None:
     """Why this checkpoint cannot be trusted, or None."""
     try:
-        files = json.loads((folder / MANIFEST_FILE).read_text())
-    except (OSError, ValueError):
+        files = read_json(folder / MANIFEST_FILE, limit=1 << 16)
+    except UserError:
         return f"{MANIFEST_FILE} is missing or damaged"
-    for name, described in files.items():
+    for name in (STATE_FILE, PROGRESS_FILE, RECIPE_FILE):
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _describe(folder / name) != described:
+        if not isinstance(files, dict) or _describe(folder / name) != files.get(name):
             return f"{name} has been cut or changed"
     return None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

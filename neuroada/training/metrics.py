@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
+from neuroada.files import open_append, write_text
+from neuroada.runs.run_folder import read_metrics
 
 
 def peak_memory_bytes() -> int:
@@ -30,20 +32,15 @@ class Metrics:
         self.steps, self.every = steps, recipe.train.log_every
         folder = Path(recipe.output_dir)
         self.file = folder / "metrics.jsonl"
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= first_step]
-        partial = folder / ".metrics.jsonl.partial"
-        partial.write_text("".join(f"{line}\n" for line in kept))
-        partial.replace(self.file)
-        self.stream = self.file.open("a")
+        kept = [line for line in self._lines() if line["step"] <= first_step]
+        write_text(self.file, "".join(json.dumps(line) + "\n" for line in kept))
+        self.stream = open_append(self.file)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self.wandb = _start_wandb(recipe) if "wandb" in recipe.report_to else None
         self.bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True, smoothing=0.05)
 
-    def _lines(self) -> list[str]:
-        if not self.file.exists():
-            return []
-        # A run that was killed while it wrote may have left half a line.
-        return [line for line in self.file.read_text().splitlines() if line.endswith("}")]
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_metrics(self.file) if self.file.exists() else []
 
     def log(self, step: int, loss: float, lr: float, grad_norm: float, tokens: int, seconds: float) -> None:
         """Record the finished step `step` (from 1), of `tokens` real tokens on all ranks, that took `seconds`."""

@@ -17,6 +17,7 @@ from neuroada.config.recipe import Recipe
 from neuroada.engines import Engine
 from neuroada.engines.collectives import gather, together
 from neuroada.errors import UserError, node_name
+from neuroada.files import read_text, write_text
 from neuroada.runs.formatting import format_bytes
 from neuroada.runs.metadata import code_version, library_version
 from neuroada.training.checkpoint import checkpoint_bytes
@@ -79,15 +80,14 @@ def _check_folder(engine: Engine, folder: Path, nodes: list[str]) -> None:
     token, problem = secrets.token_hex(8), None
     if engine.rank == 0:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            token_file.write_text(token)
-        except OSError as error:
-            problem = f"cannot be written from node {nodes[0]}: {error.strerror}; choose another"
+            write_text(token_file, token)
+        except UserError as error:
+            problem = f"cannot be written from node {nodes[0]} ({error}); choose another"
     token, problem = gather(engine, (token, problem))[0]
     if problem is None:
         seen = gather(engine, _appears(token_file, token))
         if engine.rank == 0:
-            token_file.unlink()
+            token_file.unlink(missing_ok=True)
         if not all(seen):
             blind = nodes[seen.index(False)]
             problem = f"node {blind} does not see there what node {nodes[0]} writes; choose a folder all nodes share"
@@ -99,9 +99,9 @@ def _appears(path: Path, content: str) -> bool:
     end = time.monotonic() + SHARED_SECONDS
     while True:
         try:
-            if path.read_text() == content:
+            if read_text(path) == content:
                 return True
-        except FileNotFoundError:
+        except UserError:
             pass
         if time.monotonic() > end:
             return False

@@ -10,12 +10,16 @@ from typing import Any, cast
 
 import torch
 
+from neuroada import sharding
 from neuroada.config.recipe import Recipe
 from neuroada.engines import Engine, base_parameters, make_engine
 from neuroada.engines.collectives import together
 from neuroada.engines.watchdog import Watchdog
+from neuroada.environment import rank
 from neuroada.errors import Preempted, UserError
+from neuroada.files import FolderLock, explained
 from neuroada.hf.loading import check_dtype, load_tokenizer
+from neuroada.hf.model_folder import check_finite, sample_weights
 from neuroada.methods import Method, make_method
 from neuroada.objectives import Objective, Validation, make_objective
 from neuroada.runs.metadata import write_metadata
@@ -24,7 +28,7 @@ from neuroada.training.builder import RecipeModelBuilder
 from neuroada.training.checkpoint import check_unused, find_checkpoint, restore_checkpoint, save_checkpoint
 from neuroada.training.metrics import Metrics
 from neuroada.training.preflight import check_ranks, check_space
-from neuroada.training.sample_order import global_batch, share
+from neuroada.training.sample_order import share
 from neuroada.training.schedule import lr_at
 from neuroada.training.signals import StopRequest
 
@@ -53,12 +57,21 @@ class Trainer:
     def __init__(self, recipe: Recipe, stop: StopRequest) -> None:
         self.recipe, self.stop = recipe, stop
         self.folder = Path(recipe.output_dir)
+        self.lock = FolderLock(self.folder, field="output_dir = ")
+        self.watchdog = Watchdog(recipe.train.step_timeout_minutes, rank())
+        self.watchdog.watch("joining the other ranks")
         self.engine: Engine = make_engine(recipe)
         self.method: Method = make_method(recipe)
         self.objective: Objective = make_objective(recipe)
-        self.watchdog = Watchdog(recipe.train.step_timeout_minutes, self.engine.rank)
 
     def run(self) -> Path:
+        try:
+            return self._run()
+        finally:
+            self.watchdog.watch(None)
+            self.lock.release()
+
+    def _run(self) -> Path:
         self.watchdog.watch("the start")
         self.load()
         first = self.resume()
@@ -85,6 +98,8 @@ class Trainer:
             micro_batches = recipe.micro_batches(engine.world_size)
             self.method.check(engine.strategy)
             self.objective.check()
+            if engine.rank == 0:  # for all ranks
+                self.lock.acquire()
             check_unused(recipe)
             compute = check_dtype(recipe.train.dtype, engine.device)
             self.objective.load_data(load_tokenizer(recipe.model))
@@ -93,6 +108,10 @@ class Trainer:
         torch.manual_seed(recipe.train.seed)
         with together(engine):
             self.model = engine.load(RecipeModelBuilder(recipe, self.method, self.objective, compute))
+            check_finite(
+                ((name, sharding.stored(param)) for name, param in self.model.named_parameters()),
+                f"model = {recipe.model}",
+            )
         self.method.prepare(self.model, engine.device, compute)
         self.objective.start(self.model)
         if recipe.train.activation_checkpointing:
@@ -104,7 +123,7 @@ class Trainer:
 
     def _calibrate(self) -> None:
         """Backward of the first examples, for a method that chooses by their gradient."""
-        chosen = global_batch(0, CALIBRATION, len(self.objective.data), self.recipe.train.seed)
+        chosen = self.objective.batch(0, CALIBRATION)
         # Not through the engine, which would count this pass as a part of a step.
         self.objective.loss(self.model, chosen, chosen, self.engine.device).backward()
         self.engine.release()
@@ -115,11 +134,14 @@ class Trainer:
             **self.recipe.identity(),
             "data": self.objective.data_fingerprint,
             "base": self.method.base_fingerprint(self.model),
+            "weights": sample_weights(Path(self.recipe.model)),
         }
         first = 0
         checkpoint = find_checkpoint(self.folder) if self.recipe.checkpoint.resume == "auto" else None
         if checkpoint:
-            first = restore_checkpoint(checkpoint, self.engine, self.identity, partial(self.run_micro_batches))
+            first = restore_checkpoint(
+                checkpoint, self.engine, self.model, self.identity, partial(self.run_micro_batches)
+            )
         if self.validation is not None:
             self.validation.resume(first)
         check_space(self.engine, self.recipe, self.model)
@@ -129,6 +151,8 @@ class Trainer:
         """The loop: train the steps `remaining` (from 0), with validation and checkpoints."""
         recipe, engine, steps = self.recipe, self.engine, remaining.stop
         for step in remaining:
+            if self.validation is not None and self.validation.exhausted():
+                break
             self.watchdog.watch(f"step {step + 1}")
             started = time.perf_counter()
             loss, tokens = self.run_micro_batches(step)
@@ -155,7 +179,7 @@ class Trainer:
         """Forward and backward of this rank's share of a step's global batch; (loss, real tokens) of all of it."""
         recipe, engine, objective = self.recipe, self.engine, self.objective
         lengths = objective.data.lengths
-        batch = global_batch(step, recipe.train.global_batch_size, len(objective.data), recipe.train.seed)
+        batch = objective.batch(step, recipe.train.global_batch_size)
         loss = torch.zeros((), device=engine.device)
         # Dropout, where a model has any: from seed, step and rank alone, so that a resumed run draws the same.
         torch.manual_seed(hash((recipe.train.seed, step, engine.rank)) & 0x7FFF_FFFF)
@@ -171,7 +195,8 @@ class Trainer:
         saved = self.folder / self.method.folder
         self.method.save(self.model, saved)
         if self.engine.rank == 0:
-            self.objective.tokenizer.save_pretrained(saved)
+            with explained(saved):
+                self.objective.tokenizer.save_pretrained(saved)
 
     def _check_finite(self, step: int, loss: float, norm: float) -> None:
         if not math.isfinite(loss) or not math.isfinite(norm):
@@ -200,6 +225,7 @@ class Trainer:
             strategy=self.engine.strategy,
             world_size=self.engine.world_size,
         )
+        self.objective.write_data(self.folder)
         metrics = Metrics(self.recipe, steps, first)
         try:
             yield metrics

@@ -156,7 +156,7 @@ def train(model: nn.Module, row: Row) -> nn.Module:
 def expected_weights(tuned: PeftModel) -> dict[str, torch.Tensor]:
     """Each adapted weight as neurons [., in], with base + delta, rounded once, at its connections."""
     expected = {}
-    for layer in tuned.base_model.layers("default"):
+    for layer in tuned.base_model.adapted_layers("default"):
         idx, delta = (part["default"].detach().flatten(0, -2) for part in (layer.neuroada_idx, layer.neuroada_delta))
         with layer.base.own_rows() as (_, weight):
             expected[layer.name] = weight.clone()
@@ -169,7 +169,7 @@ def expected_weights(tuned: PeftModel) -> dict[str, torch.Tensor]:
 def test_by_default_targets(row: Row, tmp_path: Path) -> None:
     base = row.model()
     tuned = get_peft_model(copy.deepcopy(base), NeuroAdaConfig(k=K)).eval()
-    layers = tuned.base_model.layers("default")
+    layers = tuned.base_model.adapted_layers("default")
     trainable = {name for name, param in tuned.named_parameters() if param.requires_grad}
     assert trainable == {name for name, _ in tuned.named_parameters() if ".neuroada_delta." in name}
     assert len(trainable) == len(layers)

@@ -58,7 +58,7 @@ def test_equal_to_dense_weights_by_autograd(make) -> None:
     """Eight steps: losses, and deltas to the end."""
     base = make()
     tuned = attach(base)
-    layers = tuned.base_model.layers("default")
+    layers = tuned.base_model.adapted_layers("default")
     assert len(layers) == 4
     deltas = [torch.zeros_like(layer.neuroada_delta["default"], requires_grad=True) for layer in layers]
 
@@ -89,7 +89,7 @@ def test_equal_to_dense_weights_by_autograd(make) -> None:
 def test_a_neuron_is_an_output_of_one_expert(make) -> None:
     base = make()
     tuned = attach(base)
-    for layer in tuned.base_model.layers("default"):
+    for layer in tuned.base_model.adapted_layers("default"):
         weight = base.get_parameter(layer.name).detach()
         weight = weight.transpose(1, 2) if make is gpt_oss else weight
         experts, out_features, _ = weight.shape
@@ -113,7 +113,7 @@ def test_disable_save_load_switch_unload(make, tmp_path: Path) -> None:
     assert logits(loaded).equal(adapted)
     tuned.add_adapter("other", NeuroAdaConfig(k=1, selection="random", target_parameters=EXPERTS[:1]))
     tuned.set_adapter("other")
-    assert len(tuned.base_model.layers("other")) == 2
+    assert len(tuned.base_model.adapted_layers("other")) == 2
     torch.testing.assert_close(logits(tuned), logits(base), rtol=1e-5, atol=1e-6)
     tuned.set_adapter("default")
     assert logits(tuned).equal(adapted)
@@ -124,7 +124,7 @@ def test_disable_save_load_switch_unload(make, tmp_path: Path) -> None:
 
 def test_experts_and_modules_together() -> None:
     tuned = train(attach(qwen(), target_modules=["q_proj"]))
-    names = {layer.name.rpartition(".")[2] for layer in tuned.base_model.layers("default")}
+    names = {layer.name.rpartition(".")[2] for layer in tuned.base_model.adapted_layers("default")}
     assert names == {"q_proj", "gate_up_proj", "down_proj"}
     assert all(not param.requires_grad for name, param in tuned.named_parameters() if ".gate.weight" in name)
 

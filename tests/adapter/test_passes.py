@@ -236,7 +236,7 @@ def test_offloaded_weights(base, tuned, tmp_path, when: str, where: str) -> None
     assert logits(loaded).equal(expected)
     fresh = get_peft_model(loaded.unload(), NeuroAdaConfig(k=5, target_modules=TARGETS))
     assert logits(fresh).equal(logits(base))
-    layers = zip(fresh.base_model.layers("default"), tuned.base_model.layers("default"), strict=True)
+    layers = zip(fresh.base_model.adapted_layers("default"), tuned.base_model.adapted_layers("default"), strict=True)
     assert all(a.neuroada_idx["default"].equal(b.neuroada_idx["default"]) for a, b in layers)
 
 

@@ -2,18 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from streaming_models import save_adapter, save_base
 
 from neuroada.errors import UserError
-from neuroada.hf.tensor_files import resolve
-from neuroada.offline import output, rewrite
-from neuroada.offline.merge import merge, unmerge
+from neuroada.files import StoredTensor, atomic, load_tensors
+from neuroada.hf.tensor_files import blocks, resolve
+from neuroada.offline import rewrite
+from neuroada.offline.merge import KEPT, merge, unmerge
 from neuroada.offline.select import select
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -37,7 +38,7 @@ def refused(room: Path, pattern: str) -> None:
     with pytest.raises(UserError, match=pattern) as raised:
         merge(room / "adapter", room / "base", room / "merged")
     assert "\n" not in str(raised.value)
-    assert sorted(path.name for path in room.iterdir()) == ["adapter", "base"]
+    assert not any(path.name.startswith((".", "merged")) for path in room.iterdir())
 
 
 def shard_of(base: Path, tensor: str) -> Path:
@@ -45,9 +46,15 @@ def shard_of(base: Path, tensor: str) -> Path:
 
 
 def change(file: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = {name: value.clone() for name, value in load_file(file).items()}
+    tensors, metadata = load_tensors(file)
+    tensors = {name: value.clone() for name, value in tensors.items()}
     edit(tensors)
-    save_file(tensors, file, {"format": "pt"})
+    save_file(tensors, file, metadata)
+
+
+def forget_checksum(room: Path) -> None:
+    config = room / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "connections_sha256": None}))
 
 
 def test_missing_shard(room: Path) -> None:
@@ -69,9 +76,9 @@ def test_wrong_index(room: Path) -> None:
     refused(room, "does not hold it")
     content["weight_map"][f"{DOWN}.weight"] = "../elsewhere.safetensors"
     index.write_text(json.dumps(content))
-    refused(room, "files of its own folder")
+    refused(room, "is no name of a file in this folder")
     index.write_text("[]")
-    refused(room, "not an index")
+    refused(room, "has no weight_map")
     index.unlink()
     refused(room, "neither")
 
@@ -107,11 +114,11 @@ def test_not_finite_base(room: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "pattern"),
     [
-        (lambda t, idx, delta: t.update({"base_model.model.none.neuroada_idx": t[idx].clone()}), "lacks deltas"),
-        (lambda t, idx, delta: t.pop(delta), "lacks deltas"),
-        (lambda t, idx, delta: t.update({delta: t[delta][:, :2].contiguous()}), "lacks deltas"),
-        (lambda t, idx, delta: t[idx].fill_(0xFF), "connection 65535, its weight only 80 columns"),
-        (lambda t, idx, delta: t[delta].fill_(float("inf")), "not finite"),
+        (lambda t, idx, delta: t.update({"base_model.model.none.neuroada_idx": t[idx].clone()}), "no deltas"),
+        (lambda t, idx, delta: t.pop(delta), "no deltas"),
+        (lambda t, idx, delta: t.update({delta: t[delta][:, :2].contiguous()}), "has deltas .* expected"),
+        (lambda t, idx, delta: t[idx][:, 1::2].fill_(0xFF), "connection 65[0-9]*, its weight only 80 columns"),
+        (lambda t, idx, delta: t[delta].fill_(float("inf")), "NaN or infinity"),
         (lambda t, idx, delta: t.update({"base_model.model.head.weight": t[delta].clone()}), "no tensor head.weight"),
         (lambda t, idx, delta: t.update({"head.weight": t[delta].clone()}), "does not begin with"),
         (lambda t, idx, delta: t.clear(), "holds no connections"),
@@ -120,6 +127,7 @@ def test_not_finite_base(room: Path) -> None:
 def test_damaged_adapter(room: Path, edit: Callable[..., object], pattern: str) -> None:
     names = [f"base_model.model.{DOWN}.neuroada_{kind}" for kind in ("idx", "delta")]
     change(room / "adapter" / ADAPTER_FILE, lambda tensors: edit(tensors, *names))
+    forget_checksum(room)
     refused(room, pattern)
 
 
@@ -129,14 +137,16 @@ def test_adapter_of_modules_the_base_lacks(room: Path) -> None:
             tensors[name.replace("layers.1", "layers.9")] = tensors.pop(name)
 
     change(room / "adapter" / ADAPTER_FILE, rename)
+    refused(room, "connections_sha256 differs")
+    forget_checksum(room)
     refused(room, "no tensor model.layers.9")
 
 
 def test_adapter_without_its_file(room: Path) -> None:
     (room / "adapter" / ADAPTER_FILE).unlink()
-    refused(room, "missing or damaged")
+    refused(room, "no such file")
     (room / "adapter" / "adapter_config.json").write_text("{}")
-    refused(room, "not one of PEFT's")
+    refused(room, "peft_type: missing")
 
 
 def test_tied_embedding_saved_whole(tmp_path: Path) -> None:
@@ -148,26 +158,23 @@ def test_tied_embedding_saved_whole(tmp_path: Path) -> None:
 
 def test_no_space(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil._ntuple_diskusage(100, 90, 10)  # type: ignore[attr-defined]
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: usage)
     refused(room, "choose another disk")
 
 
 def test_interrupted_leaves_nothing_that_looks_whole(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed run leaves its partial folder, which the next removes; an interrupted one cleans up itself."""
-    (room / ".merged.partial").mkdir()
-    (room / ".merged.partial" / "model-00001-of-00009.safetensors").write_text("half")
-    original = rewrite.os.fsync
+    """Of killed runs: tests/files/test_atomic.py."""
     written = []
 
-    def interrupt(descriptor: int) -> None:
-        original(descriptor)
-        written.append(descriptor)
-        if len(written) == 2:
-            assert (room / ".merged.partial").is_dir() and not (room / "merged").exists()
+    def interrupt(tensor: StoredTensor) -> Iterator[tuple[int, torch.Tensor]]:
+        written.append(tensor)
+        if len(written) == 9:
+            assert list(room.glob(".merged.*.partial")) and not (room / "merged").exists()
             raise KeyboardInterrupt
+        yield from blocks(tensor)
 
-    monkeypatch.setattr(rewrite.os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(rewrite, "blocks", interrupt)
         merge(room / "adapter", room / "base", room / "merged")
     assert sorted(path.name for path in room.iterdir()) == ["adapter", "base"]
     merge(room / "adapter", room / "base", room / "merged")
@@ -190,6 +197,32 @@ def test_unmerge_of_changed_weights(room: Path) -> None:
     with pytest.raises(UserError, match="changed after the merge"):
         unmerge(room / "merged", room / "back")
     assert not (room / "back").exists()
+
+
+def test_unmerge_of_weights_changed_anywhere(room: Path) -> None:
+    merge(room / "adapter", room / "base", room / "merged")
+    change(shard_of(room / "merged", "model.norm.weight"), lambda t: t["model.norm.weight"].mul_(1.1))
+    with pytest.raises(UserError, match="changed after the merge"):
+        unmerge(room / "merged", room / "back")
+
+
+def test_unmerge_of_changed_base_values(room: Path) -> None:
+    merge(room / "adapter", room / "base", room / "merged")
+    change(room / "merged" / KEPT, lambda t: t[f"{DOWN}.neuroada_base"].mul_(1.1))
+    with pytest.raises(UserError, match="changed after the merge"):
+        unmerge(room / "merged", room / "back")
+
+
+def test_links_out_of_the_base_are_not_copied(room: Path) -> None:
+    (room / "secret").write_text("secret")
+    (room / "base" / "notes.txt").symlink_to(room / "secret")
+    refused(room, "outside its folder")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite(room: Path, value: float) -> None:
+    change(shard_of(room / "base", "model.norm.weight"), lambda t: t["model.norm.weight"].fill_(value))
+    refused(room, "model.norm.weight holds NaN or infinity")
 
 
 def test_no_such_model() -> None:

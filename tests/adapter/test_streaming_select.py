@@ -74,8 +74,8 @@ def test_an_adapter_starts_from_the_file(tmp_path: Path, name: str) -> None:
     model = adapted(base)
     apply_selection(model.base_model, "default", file)
     expected = adapted(base, selection="reverse")
-    layers = model.base_model.layers("default")
-    assert fingerprint(layers, "default") == fingerprint(expected.base_model.layers("default"), "default")
+    layers = model.base_model.adapted_layers("default")
+    assert fingerprint(layers, "default") == fingerprint(expected.base_model.adapted_layers("default"), "default")
     assert model.peft_config["default"].selection == "reverse"
     assert f"{name}layers.0.self_attn.q_proj" in load_selection(file)
 
@@ -83,7 +83,7 @@ def test_an_adapter_starts_from_the_file(tmp_path: Path, name: str) -> None:
 def test_the_fingerprint_is_an_adapters(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base", torch.bfloat16)
     done = select(base, 3, tmp_path / "s.safetensors", target_modules=TARGETS)
-    assert done["base_fingerprint"] == fingerprint(adapted(base).base_model.layers("default"), "default")
+    assert done["base_fingerprint"] == fingerprint(adapted(base).base_model.adapted_layers("default"), "default")
 
 
 def test_a_selection_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_selection_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     refused("sha256", damaged)
     save_file(load_file(file), damaged)
     refused("not a selection file", damaged)
-    refused("not a selection file", tmp_path / "none")
+    refused("no such file", tmp_path / "none")
 
 
 def test_arguments_that_do_not_fit_the_model(tmp_path: Path) -> None:

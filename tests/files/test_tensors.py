@@ -51,7 +51,7 @@ def test_every_cut_and_every_flipped_byte_of_the_header_is_told_or_harmless(whol
         whole.write_bytes(content[:length])
         told(read_header, whole)
     whole.write_bytes(content + b"x")
-    assert "cut or damaged" in told(read_header, whole)
+    assert "not a whole safetensors file" in told(read_header, whole)
     header = int.from_bytes(content[:8], "little") + 8
     for place in range(header):
         for flip in (1, 0x20, 0x80):
@@ -81,8 +81,8 @@ def test_every_cut_and_every_flipped_byte_of_the_header_is_told_or_harmless(whol
         ({"a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 16]}}, "which are not F32 [5]"),
         ({"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 16]}}, "which are not F32"),
         ({"a": {"dtype": "F32", "shape": [4], "data_offsets": [16, 32]}}, "begins at byte"),
-        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, "cut or damaged"),
-        ({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, "cut or damaged"),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, "not a whole safetensors file"),
+        ({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, "not a whole safetensors file"),
         ({n: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for n in "ab"}, "begins at byte"),
         ({"__metadata__": {"a": 1}}, "__metadata__"),
     ],

@@ -33,7 +33,7 @@ def test_the_fewest_nodes_that_hold_the_recipe() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--gpus-per-node", "4", "--gpu-memory", "24"), "zero2 needs"),
+        (("--gpus-per-node", "4", "--gpu-memory", "24", "engine.ds_config=zero2"), "zero2 needs"),
         (("--gpus-per-node", "3", "--gpu-memory", "24"), "train.global_batch_size = 8: does not divide over 3 ranks"),
         (("--gpus-per-node", "4", "--gpu-memory", "0"), "--gpu-memory: 0.0 is not allowed"),
     ],

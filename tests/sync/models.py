@@ -44,6 +44,22 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
+def checkpoint_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: param.detach().clone() for name, param in model.named_parameters() if name != "lm_head.weight"}
+
+
+def merged(trainer: PeftModel) -> dict[str, torch.Tensor]:
+    """The trainer's weights as a checkpoint, merged."""
+    trainer.merge_adapter()
+    found = {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): param.detach().clone()
+        for name, param in trainer.named_parameters()
+        if "neuroada_" not in name and "lm_head" not in name
+    }
+    trainer.unmerge_adapter()
+    return found
+
+
 def senders(model: torch.nn.Module, parts: int) -> list[Sender]:
     """One a rank, as if `parts` ranks held the whole model (ZeRO-2)."""
     found = [Sender(model) for _ in range(parts)]

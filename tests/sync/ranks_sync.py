@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 from models import TARGETS, bits, plain, same_bits
 from peft import get_peft_model
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from neuroada import NeuroAdaConfig
+from neuroada.errors import UserError
 from neuroada.sync import FolderTransport, ModelWeights, Receiver, Sender, follow, publish
 
 STEPS, IDS = 10, torch.arange(2, 50).view(4, 12)
@@ -52,9 +54,7 @@ class Plain:
             alive = HfDeepSpeedConfig({**config, "bf16": {"enabled": dtype == torch.bfloat16}})
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         del alive
-        self.model: Any = get_peft_model(
-            base, NeuroAdaConfig(k=k, target_modules=TARGETS), autocast_adapter_dtype=False
-        )
+        self.model: Any = adapted_model(base, k)
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-2)
         if stage:
             import deepspeed
@@ -72,14 +72,12 @@ class Plain:
 
 
 class Fsdp2:
-    def __init__(self, folder: str, dtype: torch.dtype, k: int) -> None:
+    def __init__(self, folder: str, dtype: torch.dtype, k: int, mesh: DeviceMesh | None = None) -> None:
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        self.model: Any = get_peft_model(
-            base, NeuroAdaConfig(k=k, target_modules=TARGETS), autocast_adapter_dtype=False
-        )
+        self.model: Any = adapted_model(base, k)
         for block in base.model.layers:
-            fully_shard(block)
-        fully_shard(self.model)
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-2)
 
     def step(self, loss: torch.Tensor) -> None:
@@ -91,7 +89,7 @@ class Fsdp2:
 def make(engine: str, folder: str, dtype: torch.dtype, k: int) -> Plain | Fsdp2:
     if engine == "fsdp2":
         return Fsdp2(folder, dtype, k)
-    return Plain(folder, dtype, k, {"single": 0, "zero2": 2, "zero3": 3}[engine])
+    return Plain(folder, dtype, k, {"single": 0, "zero1": 1, "zero2": 2, "zero3": 3}[engine])
 
 
 def run_case(argument: dict[str, Any], engine: str, dtype_name: str, k: int) -> dict[str, Any]:
@@ -141,6 +139,16 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def hybrid(folder: str) -> str:
+    """What the sender says of two replicas of a model."""
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
+    try:
+        Sender(Fsdp2(folder, torch.float32, 3, mesh).model).message()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def main() -> None:
     argument = json.loads(Path(sys.argv[1]).read_text())
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -150,6 +158,8 @@ def main() -> None:
     deepspeed.init_distributed("gloo")
     torch.manual_seed(0)
     found = {"|".join(map(str, case)): run_case(argument, *case) for case in argument["cases"]}
+    if argument.get("hybrid"):
+        found["hybrid"] = {"said": hybrid(argument["model"])}
     out = Path(argument["out"]) / f"said-{dist.get_world_size()}-{dist.get_rank()}.json"
     out.write_text(json.dumps(found))
     sys.stdout.flush()

@@ -40,7 +40,15 @@ def test_one_rank(base_folder: Path, tmp_path: Path) -> None:
 
 def test_two_ranks(base_folder: Path, tmp_path: Path) -> None:
     cases = [[engine, dtype, 3] for engine in ENGINES for dtype in DTYPES]
-    check(run(base_folder, tmp_path, 2, cases))
+    check(run(base_folder, tmp_path, 2, [*cases, ["zero1", "float32", 3]]))
+
+
+def test_replicas_of_shards_are_refused(base_folder: Path, tmp_path: Path) -> None:
+    """Hybrid sharding: each row would be sent twice."""
+    argument = {"model": str(base_folder), "out": str(tmp_path), "cases": [], "hybrid": True}
+    run_ranks(2, "sync/ranks_sync.py", argument, tmp_path)
+    said = json.loads((tmp_path / "said-2-0.json").read_text())
+    assert "give the ranks of one replica" in said["hybrid"]["said"]
 
 
 def test_three_ranks_whose_cut_goes_through_rows(base_folder: Path, tmp_path: Path) -> None:

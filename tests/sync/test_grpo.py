@@ -1,13 +1,15 @@
 """TRL's GRPOTrainer with our rollouts: what generates is what is trained, and the reference is the base."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import vllm_source
-from models import TARGETS, bits, change, plain, same_bits, tuned
-from test_vllm import PackedModel, assert_holds, checkpoint_of, merged
+from distributed_runs import run_ranks
+from models import TARGETS, bits, change, checkpoint_of, merged, plain, same_bits, tuned
+from test_vllm import PackedModel, assert_holds
 from transformers import AutoTokenizer
 
 from neuroada import NeuroAdaConfig
@@ -65,6 +67,16 @@ def test_rollouts_are_the_policy_s(base_folder: Path, tmp_path: Path, monkeypatc
     assert seen == [True] * STEPS
     assert trainer.ref_model is None
     assert not same_bits(bits(engine), {name: param.view(torch.uint8) for name, param in base.items()})
+
+
+def test_two_ranks_over_a_folder(base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank sends its share, and each rank's engine has all of it before it generates."""
+    pytest.importorskip("trl", reason="the extra grpo (TRL) is not installed")
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    run_ranks(2, "sync/ranks_grpo.py", {"model": str(base_folder), "out": str(tmp_path)}, tmp_path)
+    for rank in range(2):
+        said = json.loads((tmp_path / f"said-{rank}.json").read_text())
+        assert said == {"seen": [True] * 3, "ranks": 2}
 
 
 def test_colocated_vllm_is_synced_by_patches(base_folder, monkeypatch) -> None:

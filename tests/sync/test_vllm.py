@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import vllm_source
-from models import change, plain, senders, tuned
+from models import change, checkpoint_of, merged, plain, senders, tuned
 
 from neuroada.sync import FolderTransport, Sender, SyncError, WrongBase
 from neuroada.sync.vllm import BACKEND, WorkerExtension, publish_to_vllm, register
@@ -54,22 +54,6 @@ class PackedModel(torch.nn.Module):
         for name, tensor in weights:
             self.places[name].copy_(self.local(name, tensor))
         return {name for name, _ in weights}
-
-
-def checkpoint_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: param.detach().clone() for name, param in model.named_parameters() if name != "lm_head.weight"}
-
-
-def merged(trainer) -> dict[str, torch.Tensor]:
-    """The trainer's weights as a checkpoint, merged."""
-    trainer.merge_adapter()
-    found = {
-        name.removeprefix("base_model.model.").replace(".base_layer", ""): param.detach().clone()
-        for name, param in trainer.named_parameters()
-        if "neuroada_" not in name and "lm_head" not in name
-    }
-    trainer.unmerge_adapter()
-    return found
 
 
 def assert_holds(worker: PackedModel, checkpoint: dict[str, torch.Tensor]) -> None:

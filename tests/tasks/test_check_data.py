@@ -81,7 +81,7 @@ def test_a_bad_file_is_named_and_the_others_reported(data_dir):
         (["--data-dir", "missing"], "--data-dir: missing is no folder"),
         (["--data-dir", "{empty}"], "no set of the task table"),
         (["--data-dir", "{data}", "--tokenizer", "missing"], "--tokenizer: missing is no folder"),
-        (["--data-dir", "{data}", "--tokenizer", "{empty}"], "holds no tokenizer"),
+        (["--data-dir", "{data}", "--tokenizer", "{empty}"], "no tokenizer there"),
     ],
 )
 def test_mistakes(data_dir, tmp_path_factory, arguments, message):

@@ -29,7 +29,7 @@ def test_loads_in_order_and_only_the_columns(tmp_path):
 @pytest.mark.parametrize(
     ("task", "content", "message"),
     [
-        ("boolq", "", "not JSON at line 1, column 1"),
+        ("boolq", "", "is empty"),
         ("boolq", '[{"instruction": ', "not JSON at line 1"),
         ("boolq", {"rows": []}, "holds a dict, expected a list of objects"),
         ("boolq", [], "no rows"),
@@ -97,7 +97,7 @@ def test_json_lines_of_gsm8k(tmp_path):
     assert examples[0] == row("How many?", "1024", "She sold 48/2 = 24 clips.\nThe answer is 1,024")
     assert len(examples) == 2
     path.write_text(content + "{\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"train.jsonl, row 3: not JSON"):
+    with pytest.raises(UserError, match=r"train.jsonl, line 3: not JSON"):
         load_examples(get_task("gsm8k"), "train", tmp_path)
 
 

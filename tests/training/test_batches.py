@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from neuroada.data.mixing import Order
 from neuroada.objectives.micro_batch import collate
-from neuroada.training.sample_order import global_batch, share
+from neuroada.training.sample_order import share
 
 
 class Sequences:
@@ -24,17 +25,17 @@ class Sequences:
 
 
 def test_every_epoch_sees_every_example_once_across_batches() -> None:
-    stream = np.concatenate([global_batch(step, 4, 10, seed=1) for step in range(5)])  # two epochs of 10
+    stream = np.concatenate([Order((10,), seed=1).batch(step, 4) for step in range(5)])  # two epochs of 10
     assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
     assert list(stream[:10]) != list(stream[10:])
-    assert list(global_batch(3, 4, 10, seed=1)) == list(stream[12:16])
+    assert list(Order((10,), seed=1).batch(3, 4)) == list(stream[12:16])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("micro", [1, 2, 3])
 def test_ranks_share_a_batch_without_loss_or_repetition(ranks: int, micro: int) -> None:
     data = Sequences(40)
-    batch = global_batch(0, 12, 40, seed=0)
+    batch = Order((40,), seed=0).batch(0, 12)
     shares = [np.concatenate(list(share(batch, data.lengths, rank, ranks, micro))) for rank in range(ranks)]
     assert sorted(np.concatenate(shares)) == sorted(batch)
     tokens = [data.lengths[mine].sum() for mine in shares]

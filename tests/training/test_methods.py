@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from neuroada.config.recipe import Recipe, load_recipe
+from neuroada.data.mixing import Order
 from neuroada.errors import UserError
 from neuroada.hf.loading import load_config, load_pretrained, load_tokenizer
 from neuroada.methods import make_method
@@ -19,11 +20,10 @@ from neuroada.tasks.data import load_examples
 from neuroada.tasks.encode import encode
 from neuroada.tasks.hold_out import hold_out
 from neuroada.tasks.table import get_task
-from neuroada.training.sample_order import global_batch
 from neuroada.training.schedule import lr_at
 from neuroada.training.trainer import train
 
-METHODS = ("neuroada", "lora", "shira", "supertuning", "masked", "full")
+METHODS = ("neuroada", "lora", "dora", "shira", "supertuning", "masked", "full")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_full_tuning_is_a_plain_loop(curve) -> None:
     found = []
     for step in range(2):
         total = torch.zeros(())
-        chosen = global_batch(step, 8, len(data), recipe.train.seed)
+        chosen = Order((len(data),), recipe.train.seed).batch(step, 8)
         for i in chosen:
             ids = torch.tensor(data.tokens(i)).long()[None]
             labels = ids.clone()

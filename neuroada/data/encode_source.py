@@ -1,0 +1,134 @@
+"""One source, from its rows to a store: read, checked, encoded once, kept under a hash of all that decides it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from neuroada.config.data import Data, Dataset
+from neuroada.data.chat import ChatTemplate, Rendered
+from neuroada.data.encoding import Encoder, Tokens
+from neuroada.data.formats import RowError, RowReader, make_reader
+from neuroada.data.sources import Source, find_source
+from neuroada.data.storage import LISTED, Facts, Store, Writer
+from neuroada.errors import UserError
+from neuroada.tasks.encode import tokenizer_fingerprint
+
+_VERSION = "1"  # of the stored form and of the rules that lead to it: raise it when either changes
+_CHUNK = 1024  # rows given to the tokenizer at once
+
+
+class SourceEncoder:
+    """Encodes sources with one tokenizer and one `data:` section into at most `max_length` tokens a sequence."""
+
+    def __init__(self, data: Data, tokenizer: Any, max_length: int, cache_dir: Path) -> None:
+        self.data, self.tokenizer, self.max_length, self.cache_dir = data, tokenizer, max_length, cache_dir
+        self.template = self._template()
+        self._settings = [
+            _VERSION,
+            tokenizer_fingerprint(tokenizer),
+            self.template.identity() if self.template else None,
+            max_length,
+            data.model_dump(include={"train_on", "train_on_eos", "excess_length", "on_bad_row"}),
+        ]
+
+    def _template(self) -> ChatTemplate | None:
+        """None where the tokenizer has none and no file is named: then only text and prompt_completion can be read."""
+        if self.data.chat_template == "tokenizer" and self.tokenizer.chat_template is None:
+            return None
+        return ChatTemplate(self.tokenizer, self.data.chat_template)
+
+    def identity(self, source: Source) -> str:
+        """A hash of all that decides the tokens of a source."""
+        spec = source.spec.model_dump(exclude={"path", "weight", "revision"})
+        return digest([*self._settings, spec, source.fingerprint()])
+
+    def __call__(self, spec: Dataset, limit: int | None = None) -> tuple[Store, str]:
+        """The store of `spec` and its identity. limit: the first so many units of it, and no more of it is read.
+
+        Several processes may ask at once: the first encodes, the others wait and map its files.
+        """
+        source = find_source(spec, self.data.streaming)
+        identity = self.identity(source)
+        folder = self.cache_dir / (identity[:32] + (f"-{limit}" if limit is not None else ""))
+        if not Store.exists(folder):
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.cache_dir / f".{folder.name}.lock"):
+                if not Store.exists(folder):
+                    self._encode(source, folder, limit)
+        return Store(folder), identity
+
+    def first(self, spec: Dataset, rows: int) -> list[tuple[str, list[list[Tokens]]]]:
+        """(where it stands, its units) of the first good rows, whole: max_length does not count here."""
+        encoder = Encoder(self.tokenizer, self.data, sys.maxsize, self.template)
+        good = list(islice(self._rendered(find_source(spec, self.data.streaming), encoder, Facts()), rows))
+        encoded = encoder.encode([texts for *_, texts in good])
+        return [
+            (where, units)
+            for (_, where, _), units in zip(good, encoded, strict=True)
+            if not isinstance(units, RowError)
+        ]
+
+    def _encode(self, source: Source, folder: Path, limit: int | None) -> None:
+        encoder = Encoder(self.tokenizer, self.data, self.max_length, self.template)
+        facts = Facts()
+        with Writer(folder) as writer:
+            rendered = self._rendered(source, encoder, facts)
+            while chunk := list(islice(rendered, _CHUNK)):
+                for (row, where, _), units in zip(chunk, encoder.encode([one for *_, one in chunk]), strict=True):
+                    if isinstance(units, RowError):
+                        self._bad(where, units, facts)
+                        continue
+                    for unit in units:
+                        if limit is None or writer.units < limit:
+                            writer.add(unit, row)
+                if limit is not None and writer.units >= limit:
+                    break
+            if not facts.rows:
+                raise UserError(f"data.datasets: {source.spec.path}: no rows; give it at least one")
+            facts.take(encoder.counts)
+            writer.finish(facts)
+
+    def _rendered(
+        self, source: Source, encoder: Encoder, facts: Facts
+    ) -> Iterator[tuple[int, str, list[list[Rendered]]]]:
+        """(row from 0, where it stands, its texts) of every good row."""
+        reader: RowReader | None = None
+        for row in source.rows():
+            facts.rows += 1
+            try:
+                if row.error is not None:
+                    raise RowError(row.error)
+                if reader is None:
+                    reader = self._reader(source.spec, row.values)
+                    facts.format = reader.name
+                    facts.unit = 2 if reader.name == "preference" else 1
+                rendered = encoder.render(reader(row.values))
+            except RowError as error:
+                self._bad(row.where, error, facts)
+                continue
+            yield facts.rows - 1, row.where, rendered
+
+    def _reader(self, spec: Dataset, first: Any) -> RowReader:
+        if not isinstance(first, dict):
+            raise RowError(f"a {type(first).__name__}, expected an object with named columns")
+        return make_reader(spec, first, self.template is not None)
+
+    def _bad(self, where: str, error: RowError, facts: Facts) -> None:
+        if self.data.on_bad_row == "error":
+            raise UserError(f"{where}: {error}")
+        facts.skipped += 1
+        if len(facts.skipped_rows) < LISTED:
+            facts.skipped_rows.append(f"{where}: {error}")
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

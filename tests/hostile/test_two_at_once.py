@@ -1,0 +1,126 @@
+"""Two commands in one folder: one does its work, the other is told in one line; then the folder is whole."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from judge import snapshot
+from world import TRAIN, make_world
+
+ROOT = Path(__file__).resolve().parents[2]
+MERGE = ["merge", "--adapter", "adapter", "--out", "out"]
+EVALUATE = ["evaluate", "--adapter", "run/adapter", "--tasks", "AddSub", "--out", "out"]
+FRESH = ["train", "--recipe", "recipe.yaml", *TRAIN[:1], "train.global_batch_size=2", "train.max_steps=400",
+         "output_dir=out"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("two") / "clean")
+
+
+@pytest.fixture
+def world(clean: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(clean, tmp_path / "world")
+
+
+def start(folder: Path, command: list[str]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    return subprocess.Popen([sys.executable, "-m", "neuroada", *command], cwd=folder, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [MERGE, EVALUATE], ids=["merge", "evaluate"])
+def test_two_at_once(world: Path, command: list[str]) -> None:
+    both = [start(world, command) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    for process, text in zip(both, said, strict=True):
+        assert "Traceback" not in text
+        errors = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert (process.returncode, len(errors)) in ((0, 0), (2, 1)), text
+    assert 0 in [process.returncode for process in both]
+    if command is MERGE:
+        wanted, found = ((world / name / "model.safetensors").read_bytes() for name in ("merged", "out"))
+        assert wanted == found
+    else:
+        assert json.loads((world / "out" / "results.json").read_text())["tasks"]["AddSub"]["n"] == 6
+    assert not [path for path in snapshot(world) if path.endswith((".lock", ".partial"))]
+
+
+def test_a_second_training_in_the_folder_is_told_while_the_first_runs(world: Path) -> None:
+    first = start(world, FRESH)
+    try:
+        end = time.monotonic() + 120
+        while not (world / "out" / "metrics.jsonl").is_file() and time.monotonic() < end:
+            time.sleep(0.2)
+        second = start(world, FRESH)
+        said = second.communicate()[1]
+        assert second.returncode == 2 and f"process {first.pid} on " in said and "Traceback" not in said, said
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+    third = start(world, [*FRESH, "train.max_steps=2"])  # the lock of a killed process is no hindrance
+    said = third.communicate()[1]
+    assert "train.max_steps is 400 there and 2 in this run" in said, said
+
+
+def test_a_full_disk_at_every_write(world: Path) -> None:
+    """Of a training on a small file system, one size after the other: one line, and it goes on when there is space."""
+    mount = world / "disk"
+    mount.mkdir()
+    inside = f"mount -t tmpfs -o size={{size}} tmpfs {mount} && exec {sys.executable} -m neuroada"
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no user namespaces here: a small file system cannot be made")
+    command = f"train --recipe recipe.yaml {' '.join(TRAIN)} output_dir={mount}/run"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+    statuses = []
+    for size in ("8k", "40k", "80k", "160k", "8m"):
+        done = subprocess.run(["unshare", "-rm", "sh", "-c", f"{inside.format(size=size)} {command}"], cwd=world,
+                              env=environment, text=True, capture_output=True)  # fmt: skip
+        assert "Traceback" not in done.stderr, done.stderr
+        assert done.returncode in (0, 2), done.stderr
+        statuses.append(done.returncode)
+    assert statuses[0] == 2 and statuses[-1] == 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["merge", "train", "select", "evaluate"])
+def test_killed_at_random_moments(clean: Path, world: Path, name: str) -> None:
+    """Ctrl-C, SIGTERM and SIGKILL, then the same command: the result of an undisturbed one, and nothing left."""
+    select = ["select", "--model", "model", "--k", "2", "--target-modules", "q_proj", "down_proj", "--out", "out"]
+    train = ["train", "--recipe", "recipe.yaml", *TRAIN, "output_dir=out"]
+    command = {"merge": MERGE, "train": train, "select": select, "evaluate": EVALUATE}[name]
+    rng = random.Random(name)
+    started = time.monotonic()
+    undisturbed = start(clean, [part.replace("out", "whole") if part.endswith("out") else part for part in command])
+    assert undisturbed.wait() == 0
+    seconds = time.monotonic() - started
+    undisturbed.communicate()
+    for number in range(12):
+        process = start(world, command)
+        time.sleep(rng.uniform(0.5, 1.1) * seconds)
+        process.send_signal((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 3])
+        process.communicate()
+        if process.returncode == 0 and name in ("merge", "select"):  # it was through, and does not write again
+            _remove(world / "out")
+    last = start(world, command)
+    said = last.communicate()[1]
+    assert last.returncode == 0, said
+    results = {"merge": "model.safetensors", "train": "adapter/adapter_model.safetensors", "select": "",
+               "evaluate": "predictions/AddSub.jsonl"}  # fmt: skip
+    assert (world / "out" / results[name]).read_bytes() == (clean / "whole" / results[name]).read_bytes()
+    left = [path for path in snapshot(world) if path.endswith((".lock", ".partial", ".old"))]
+    assert not left
+    _remove(clean / "whole")
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,46 @@
+"""A small world to attack: a model, data, a run with checkpoint, adapter and scores, a merged model, a selection."""
+
+import json
+import shutil
+from pathlib import Path
+
+from judge import run_command
+from safetensors.torch import load_file, save_file
+
+from neuroada.sources.tiny import make_tiny
+
+TRAIN = ["engine.name=single", "train.max_steps=2", "train.global_batch_size=2", "checkpoint.every_steps=1"]
+
+
+def make_world(folder: Path) -> Path:
+    """Every part made by the project's own commands."""
+    folder.mkdir(parents=True)
+    make_tiny(folder / "model", hidden=16)
+    weights = load_file(folder / "model" / "model.safetensors")
+    weights["model.norm.weight"].zero_()  # all logits are 0: the first token, the end of text, is generated at once
+    save_file(weights, folder / "model" / "model.safetensors", {"format": "pt"})
+    rows = [
+        {"instruction": f"What is {n} + {n}?", "input": "", "output": f"{2 * n}", "answer": f"{2 * n}"}
+        for n in range(1, 7)
+    ]
+    for name, split in (("math_10k", "train"), ("AddSub", "test")):
+        (folder / "data" / name).mkdir(parents=True)
+        (folder / "data" / name / f"{split}.json").write_text(json.dumps(rows))
+    recipe = {
+        "model": "model", "task": "math", "adapter": {"k": 2, "target_modules": ["q_proj", "down_proj"]},
+        "optimizer": {"lr": 0.01}, "train": {"max_length": 300, "dtype": "fp32", "micro_batch_size": 1},
+        "evaluate": {"tasks": []}, "output_dir": "run", "provenance": "none",
+    }  # fmt: skip
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    ok(folder, "train", "--recipe", "recipe.yaml", *TRAIN)
+    ok(folder, "evaluate", "--adapter", "run/adapter", "--tasks", "AddSub")
+    ok(folder, "merge", "--adapter", "run/adapter", "--out", "merged")
+    ok(folder, "select", "--model", "model", "--k", "2", "--target-modules", "q_proj", "down_proj", "--out",
+       "selection.safetensors", "--workers", "1")  # fmt: skip
+    shutil.copytree(folder / "run" / "adapter", folder / "adapter")
+    return folder
+
+
+def ok(folder: Path, *command: str) -> None:
+    done = run_command(command[0], list(command[1:]), folder)
+    assert done.status == 0, done.said

@@ -1,0 +1,74 @@
+"""DPO against TRL's DPOTrainer: the same model, adapter, pairs and order; ten steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_runs import losses
+
+from neuroada.config.recipe import load_recipe
+from neuroada.data.mixing import Order
+from neuroada.training.signals import StopRequest
+from neuroada.training.trainer import train
+
+TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
+STEPS, BATCH, LR = 10, 4, 5e-3
+PAIRS = [
+    {"prompt": f"{i} plus {i + 1} is ", "chosen": f"{2 * i + 1}" + " indeed" * (i % 4), "rejected": "no" * (1 + i % 3)}
+    for i in range(24)
+]
+
+
+def ours(tmp_path: Path, tiny: Path) -> list[float]:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
+    recipe = load_recipe("tiny_arithmetic", [
+        f"model={tiny}", "task=null", f"data.datasets=[{{path: {path}}}]", f"data_dir={tmp_path}",
+        f"output_dir={tmp_path / 'run'}", "objective={name: dpo, beta: 0.3}", "engine.name=single",
+        f"adapter.target_modules={TARGETS}", f"optimizer={{lr: {LR}, schedule: constant}}", "train.epochs=9",
+        f"train.max_steps={STEPS}", f"train.global_batch_size={BATCH}", "train.micro_batch_size=2", "train.seed=7",
+    ])  # fmt: skip
+    train(recipe, StopRequest())
+    return list(losses(tmp_path / "run").values())
+
+
+def trls(tmp_path: Path, tiny: Path) -> list[float]:
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from neuroada import NeuroAdaConfig
+
+    order = [int(i) for step in range(STEPS) for i in Order((len(PAIRS),), seed=7).batch(step, BATCH)]
+    found: list[float] = []
+
+    class Recording(trl.DPOTrainer):
+        def compute_loss(self, *args, **kwargs):
+            loss = super().compute_loss(*args, **kwargs)
+            found.append(float(loss[0] if isinstance(loss, tuple) else loss))
+            return loss
+
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    model = get_peft_model(base, NeuroAdaConfig(k=4, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    args = trl.DPOConfig(
+        output_dir=str(tmp_path / "trl"), beta=0.3, learning_rate=LR, lr_scheduler_type="constant", warmup_steps=0,
+        per_device_train_batch_size=BATCH, max_steps=STEPS, weight_decay=0.0, max_grad_norm=1.0, bf16=False,
+        gradient_checkpointing=False, train_sampling_strategy="sequential", report_to=[], use_cpu=True, logging_steps=1,
+        save_strategy="no", max_length=256,
+    )  # fmt: skip
+    dataset = Dataset.from_list([PAIRS[i] for i in order])
+    trainer = Recording(
+        model=model, args=args, train_dataset=dataset, processing_class=AutoTokenizer.from_pretrained(tiny)
+    )
+    trainer.train()
+    return found
+
+
+def test_dpo_is_trls(tmp_path: Path, tiny: Path) -> None:
+    expected = trls(tmp_path, tiny)
+    found = ours(tmp_path, tiny)
+    assert len(expected) == STEPS
+    assert found[0] == pytest.approx(0.6931, abs=1e-4) and found[-1] < found[0] - 0.05
+    assert found == pytest.approx(expected, abs=1e-4)
