@@ -29,6 +29,8 @@ class BaseWeight:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.out_features, self.in_features = self._sizes()
+        if not hasattr(self, "neurons"):
+            self.neurons: tuple[int, ...] = (self.out_features,)  # of the adapter's parameters, [*neurons, .]
 
     @staticmethod
     def serves(module: nn.Module) -> bool:
@@ -76,6 +78,10 @@ class BaseWeight:
         """Of one that is not writable: a dense layer of the same values."""
         raise NotImplementedError
 
+    def write_beside(self, param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:
+        """Set `rows` of a parameter of the adapter, as `own_rows` counts them; values [rows, .]. Collective."""
+        sharding.write_rows(param, rows, values)
+
     def join_rows(self, values: torch.Tensor) -> torch.Tensor:
         """All rows, on every rank, of what each computed from its `own_rows`: [out, .]. Collective."""
         return sharding.join_rows(self.stored, values)
@@ -84,6 +90,15 @@ class BaseWeight:
         """Set the rows that `own_rows` gave. Collective. A backward over the old values is refused from here on."""
         sharding.write_rows(self.stored, rows, values)
         torch.autograd.graph.increment_version(self.stored)
+
+
+class FalconWeight(BaseWeight):
+    """Falcon's Linear where it has no bias, which it would add in a second rounding."""
+
+    @staticmethod
+    def serves(module: nn.Module) -> bool:
+        falcon = type(module).__module__.startswith("transformers.") and type(module).__name__ == "FalconLinear"
+        return falcon and module.bias is None and module.weight.is_floating_point()
 
 
 class TransposedWeight(BaseWeight):
@@ -153,7 +168,7 @@ class QuantisedWeight(BaseWeight):
         raise TypeError("a quantised weight is never written: to quantise it again would lose the deltas")
 
 
-KINDS: list[type[BaseWeight]] = [BaseWeight, TransposedWeight, QuantisedWeight]
+KINDS: list[type[BaseWeight]] = [BaseWeight, FalconWeight, TransposedWeight, QuantisedWeight]
 
 
 def base_weight(layer: nn.Module, name: str) -> BaseWeight:

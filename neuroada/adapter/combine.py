@@ -70,6 +70,8 @@ def _check(
         raise UserError(f"adapters: {unknown[0]!r} is not one of the model's ({', '.join(known)})")
     if not adapters or len(weights) != len(adapters):
         raise UserError(f"weights: {len(weights)} for {len(adapters)} adapters; give each adapter one")
+    if any(len(layer.base.neurons) > 1 for layer in _layers(model, adapters)):
+        raise UserError("adapters: those of experts (target_parameters) cannot be combined; merge one at a time")
     if name in model.peft_config:
         raise UserError(f"adapter_name: {name!r} is taken; choose another")
     if combination_type not in (*SUMS, *PRUNING):

@@ -36,6 +36,8 @@ class NeuroAdaConfig(PeftConfig):
             caller runs: see `select_by_gradient`), reverse (smallest |w|) and random (from `seed`) for ablations.
         target_modules: names of Linear modules: each the whole name, or its end after a dot; or one regular expression
             for the whole name; or "all-linear", every Linear but the output head.
+        target_parameters: names of experts' parameters [experts, ., .], read the same way, such as
+            "experts.gate_up_proj"; k connections of every neuron of every expert.
         exclude_modules: names to leave out, read the same way.
         k_pattern: another k for some modules: name or regular expression -> k; the first that matches a module's name,
             or its end after a dot.
@@ -53,6 +55,7 @@ class NeuroAdaConfig(PeftConfig):
     k: int = field(default=20, metadata={"help": "trained connections of each neuron"})
     selection: Selection = field(default="magnitude", metadata={"help": "magnitude | gradient | reverse | random"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Linear modules to adapt"})
+    target_parameters: list[str] | None = field(default=None, metadata={"help": "experts' parameters to adapt"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "modules to leave out"})
     k_pattern: dict[str, int] | None = field(default=None, metadata={"help": "another k for some modules"})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained whole"})
@@ -78,6 +81,8 @@ class NeuroAdaConfig(PeftConfig):
         choices = ("magnitude", "gradient", "reverse", "random")
         if self.selection not in choices:
             raise UserError(f"selection = {self.selection!r}: must be one of {', '.join(choices)}")
+        if isinstance(self.target_parameters, str):
+            raise UserError(f"target_parameters = {self.target_parameters!r}: must be a list of names")
         # As PEFT's own: a set has no order to depend on; its files are sorted.
         if isinstance(self.target_modules, (list, tuple)):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]

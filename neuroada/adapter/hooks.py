@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import BackwardHook
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
+Forward = Callable[..., torch.Tensor]
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -24,9 +24,8 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def call_with_hooks(module: nn.Module, forward: Forward, x: torch.Tensor) -> torch.Tensor:
-    """`module(x)`, with `forward` in place of the module's own: in the order of torch's `nn.Module.__call__`."""
-    args: tuple = (x,)
+def call_with_hooks(module: nn.Module, forward: Forward, *args: torch.Tensor) -> torch.Tensor:
+    """`module(*args)`, with `forward` in place of the module's own: in the order of torch's `nn.Module.__call__`."""
     for key, hook in [*module._forward_pre_hooks.items()]:
         if key in module._forward_pre_hooks_with_kwargs:
             changed = hook(module, args, {})
@@ -45,12 +44,12 @@ def call_with_hooks(module: nn.Module, forward: Forward, x: torch.Tensor) -> tor
     return y if backward is None else backward.setup_output_hook(y)
 
 
-def _through_accelerate(module: nn.Module, forward: Forward, x: torch.Tensor) -> torch.Tensor:
+def _through_accelerate(module: nn.Module, forward: Forward, *args: torch.Tensor) -> torch.Tensor:
     """accelerate hooks a module by replacing its forward, so torch's hooks surround it."""
     hook = module.__dict__.get("_hf_hook")
     if hook is None:
-        return forward(x)
-    args, _ = hook.pre_forward(module, x)
+        return forward(*args)
+    args, _ = hook.pre_forward(module, *args)
     return hook.post_forward(module, forward(*args))
 
 

@@ -80,8 +80,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         with brought(self.base_layer):  # an offloaded weight's device is that of its passes
             weight = self.base.stored
             # under PEFT's low_cpu_mem_usage, new tensors are on the meta device whatever is asked for
-            idx = torch.full((self.out_features, 2 * k), UNSELECTED, dtype=torch.uint8, device=weight.device)
-            delta = torch.zeros(self.out_features, k, dtype=torch.float32, device=weight.device)
+            idx = torch.full((*self.base.neurons, 2 * k), UNSELECTED, dtype=torch.uint8, device=weight.device)
+            delta = torch.zeros(*self.base.neurons, k, dtype=torch.float32, device=weight.device)
             if not config.init_weights:
                 delta.normal_()
             self.neuroada_idx[adapter] = nn.Parameter(idx, requires_grad=False)
@@ -104,7 +104,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         """Store `rows` of the indices, [rows, k] int64; `weight` holds those rows of the base, [rows, in]."""
         if not torch.isfinite(read_entries(weight, idx)).all():
             raise UserError(f"{self.name}.weight holds values that are not finite: the base checkpoint is damaged")
-        sharding.write_rows(self.neuroada_idx[adapter], rows, pack_indices(idx))
+        self.base.write_beside(self._params(adapter)[0], rows, pack_indices(idx))
         self.unselected.discard(adapter)
 
     def is_selected(self, adapter: str) -> bool:
@@ -298,7 +298,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             if loaded is None:
                 continue
             idx = unpack_indices(loaded)
-            expected = (self.out_features, self.neuroada_idx[adapter].shape[1] // 2)
+            expected = (*self.base.neurons, sharding.shape(self._params(adapter)[0])[-1] // 2)
             if idx.shape != expected or int(idx.max()) >= self.in_features:
                 raise UserError(
                     f"adapter {adapter!r} does not fit the base model: {self.name} is {self.out_features} x "

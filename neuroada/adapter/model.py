@@ -20,12 +20,11 @@ from neuroada.adapter import mixed
 from neuroada.adapter.adapter_file import sha256_of
 from neuroada.adapter.combine import add_weighted_adapter
 from neuroada.adapter.config import NeuroAdaConfig
+from neuroada.adapter.default_targets import TARGET_MODULES, TARGET_PARAMETERS
+from neuroada.adapter.experts import NeuroAdaExperts, NeuroAdaExpertsWeight
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.layer import UNSELECTED, NeuroAdaLinear
 from neuroada.errors import UserError
-
-DECODER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-ENCODER = ["query", "key", "value", "dense"]
 
 
 class NeuroAdaModel(BaseTuner):
@@ -33,14 +32,25 @@ class NeuroAdaModel(BaseTuner):
 
     prefix = "neuroada_delta"  # of what trains; the indices beside it keep their own dtype
     tuner_layer_cls = NeuroAdaLinear
-    target_module_mapping = {  # noqa: RUF012 (the base class declares it so)
-        **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), DECODER),
-        **dict.fromkeys(("bert", "roberta"), ENCODER),
-    }
+    target_module_mapping = TARGET_MODULES
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_load_state_dict_post_hook(NeuroAdaModel._check_fingerprints)
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        config = cast(NeuroAdaConfig, peft_config)
+        if config.target_modules is None:
+            if config.target_parameters is not None:
+                config.target_modules = []
+            else:
+                config.target_parameters = TARGET_PARAMETERS.get(model_config.get("model_type", ""))
+        if config.target_parameters and config.selection == "gradient":
+            raise UserError(
+                "selection = 'gradient', or a selection file: not for experts (target_parameters), of which a batch "
+                "reaches a few; use magnitude, or name target_modules alone"
+            )
+        return super()._prepare_adapter_config(config, model_config)
 
     def adapted_layers(self, adapter: str) -> list[NeuroAdaLinear]:
         """The layers that carry this adapter, in the model's order."""
@@ -69,7 +79,11 @@ class NeuroAdaModel(BaseTuner):
         """Leave nothing of an adapter whose attaching or loading was refused."""
         self.peft_config.pop(adapter, None)
         for name, layer in list(model.named_modules()):
-            if isinstance(layer, NeuroAdaLinear):
+            if isinstance(layer, NeuroAdaExperts):
+                if layer.discard(adapter):
+                    parent, _, child = name.rpartition(".")
+                    setattr(model.get_submodule(parent), child, layer.base_layer)
+            elif isinstance(layer, NeuroAdaLinear) and not isinstance(layer, NeuroAdaExpertsWeight):
                 if adapter in layer.neuroada_idx:
                     layer.delete_adapter(adapter)
                 if not layer.neuroada_idx:
@@ -93,6 +107,10 @@ class NeuroAdaModel(BaseTuner):
         linears = sorted(
             {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         )
+        parameters = [name for name, _ in model.named_parameters()]
+        for target in cast(NeuroAdaConfig, peft_config).target_parameters or []:
+            if not any(f".{name.replace('.base_layer', '')}".endswith(f".{target}") for name in parameters):
+                raise UserError(f"target_parameters: {target!r} matches no parameter of the model")
         for target in sorted(targets or []):
             if not any(name == target or name.endswith(f".{target}") for name in names):
                 near = difflib.get_close_matches(target, linears, n=3, cutoff=0.4) or linears
@@ -112,6 +130,9 @@ class NeuroAdaModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         config = cast(NeuroAdaConfig, peft_config)
+        if parameter_name is not None:
+            self._adapt_experts(config, adapter_name, target, target_name, parent, current_key, parameter_name)
+            return
         if isinstance(target, NeuroAdaLinear):
             target.add_adapter(adapter_name, config)
             return
@@ -126,6 +147,27 @@ class NeuroAdaModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             wrapped.requires_grad_(False)  # as PEFT: a further adapter trains once it is activated
         self._replace_module(parent, target_name, wrapped, target)
+
+    def _adapt_experts(
+        self,
+        config: NeuroAdaConfig,
+        adapter: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        key: str,
+        parameter: str,
+    ) -> None:
+        # PEFT finds a parameter's module again, inside its wrapper, for the second parameter and the second adapter.
+        wrapped = next((module for module in (target, parent) if isinstance(module, NeuroAdaExperts)), None)
+        made = wrapped or NeuroAdaExperts(target)
+        layer = made.adapt(parameter, key)
+        layer.add_adapter(adapter, config)
+        layer.train(target.training)
+        if adapter not in self.active_adapters:
+            layer.requires_grad_(False)
+        if wrapped is None:
+            self._replace_module(parent, target_name, made, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's moves the adapter to the weight's device: meta, if that is offloaded. Ours is made where it runs.

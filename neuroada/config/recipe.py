@@ -50,6 +50,10 @@ class Adapter(Section):
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
         default=None, description="numbers of the layers that are adapted; null: all; of neuroada, lora and dora"
     )
+    target_parameters: list[Text] | None = Field(
+        default=None,
+        description="of neuroada: names of experts' parameters of three dimensions, such as experts.gate_up_proj",
+    )
     rank: Positive = Field(
         default=8, description="of lora and dora; of shira, which then has as many trainable parameters"
     )

@@ -3,7 +3,7 @@
 A quantised layer's rows are read from a quantised checkpoint as they are, or quantised as they come from any other.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import nn
 from neuroada import sharding
 from neuroada.errors import UserError
 from neuroada.files import open_tensors
+from neuroada.hf.fused_experts import expert_matrices, in_files, name_in_files, read_experts
 from neuroada.quantised import PackedRows, QuantisedLinear
 
 
@@ -25,7 +26,7 @@ class Wanted(NamedTuple):
 
 
 def wanted(
-    model: nn.Module, prefix: str, files: Container[str], has: Callable[[str], bool] = lambda name: True
+    model: nn.Module, prefix: str, files: Mapping[str, Path], has: Callable[[str], bool] = lambda name: True
 ) -> Iterator[Wanted]:
     """What to read into `model`, with or without an adapter: the parameters whose name `has` accepts.
 
@@ -42,9 +43,9 @@ def wanted(
         yield Wanted(stored, param, rows)
 
 
-def _name_in_checkpoint(name: str, prefix: str, files: Container[str]) -> str:
+def _name_in_checkpoint(name: str, prefix: str, files: Mapping[str, Path]) -> str:
     name = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-    return name if name in files else name.removeprefix(f"{prefix}.")
+    return name if in_files(name, files) else name.removeprefix(f"{prefix}.")
 
 
 def fill(params: Iterable[Wanted], files: dict[str, Path]) -> None:
@@ -52,7 +53,11 @@ def fill(params: Iterable[Wanted], files: dict[str, Path]) -> None:
 
     `files`: the file that holds each tensor.
     """
-    for name, param, packed in params:
+    for asked, param, packed in params:
+        name = name_in_files(asked, files)
+        if name not in files and (matrices := expert_matrices(name, files)) is not None:
+            _fill_experts(name, param, matrices, files)
+            continue
         if name not in files:
             raise UserError(f"model: the checkpoint has no tensor {name}; its files do not match its config.json")
         with open_tensors(files[name]) as file:
@@ -74,3 +79,15 @@ def _converted(values: torch.Tensor, param: nn.Parameter, packed: PackedRows | N
     if packed is not None:
         return packed.encode(values.to(sharding.stored(param).device))
     return values.to(param.dtype)
+
+
+def _fill_experts(name: str, param: nn.Parameter, matrices: list[str], files: dict[str, Path]) -> None:
+    """The experts of this parameter that this rank stores, from the matrices of each."""
+    count, *expected = sharding.shape(param)
+    experts = sharding.layout(param).rows(param) or slice(0, count)
+    values = torch.empty(0, *expected)
+    if experts.stop > experts.start:
+        values = read_experts(matrices, experts, files)
+    if list(values.shape[1:]) != expected:
+        raise UserError(f"model: {name} is {list(values.shape[1:])} an expert in the files, {expected} by config.json")
+    sharding.write_rows(param, experts, values.to(param.dtype))

@@ -48,6 +48,7 @@ class Method(ABC):
     strategies: ClassVar[tuple[str, ...]] = WHOLE
     chooses_places: ClassVar[bool] = False  # whether adapter.exclude_modules and adapter.layers are followed
     unsupported: ClassVar[dict[str, str]] = {}
+    adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
     folder: ClassVar[Literal["adapter", "model"]] = "adapter"
     library: ClassVar[str] = "peft"
     selects: ClassVar[bool] = False
@@ -90,6 +91,13 @@ class Method(ABC):
             raise UserError(
                 f"adapter.method = {self.name}: does not run under {strategy}: {reason}; use "
                 f"{' or '.join(name for name in self.strategies if name != 'zero0')}"
+            )
+        if self.adapter.target_parameters and not self.adapts_experts:
+            raise UserError(f"adapter.target_parameters: method {self.name} does not adapt experts; use neuroada")
+        if self.adapter.target_parameters and self.adapter.selects_later:
+            raise UserError(
+                "adapter.target_parameters: experts' connections are chosen by their weights; use selection magnitude, "
+                "reverse or random, and no selection_file"
             )
 
     def check_quantised(self, quantisation: Quantisation) -> None:

@@ -25,6 +25,7 @@ class NeuroAda(PeftMethod):
     values = ".neuroada_delta"
     chooses_places = True
     strategies = (*WHOLE, "zero3", "fsdp2")
+    adapts_experts = True
     usage = f"import neuroada  # PEFT knows the method from here on\n{USAGE}"
 
     def describe(self) -> str:
@@ -37,6 +38,7 @@ class NeuroAda(PeftMethod):
         return NeuroAdaConfig(
             k=self.adapter.k,
             selection=selection,
+            target_parameters=self.adapter.target_parameters,
             seed=self.seed,
             task_type=task_type,
             **self.places,

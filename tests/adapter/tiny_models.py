@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from neuroada.ops import unpack_indices
+
 X = torch.randint(0, 128, (2, 16), generator=torch.Generator().manual_seed(0))
 ATTENTION = ["q_proj", "k_proj", "v_proj"]
 
@@ -38,3 +40,8 @@ def assert_base_is_whole(model: nn.Module, base: nn.Module) -> None:
     expected = dict(base.named_parameters())
     for name, weight in weights(model).items():
         assert weight.equal(expected[name]), name
+
+
+def layer_indices(layer: nn.Module, adapter: str = "default") -> torch.Tensor:
+    """The columns of a layer's connections."""
+    return unpack_indices(layer.neuroada_idx[adapter])

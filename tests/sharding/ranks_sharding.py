@@ -107,18 +107,18 @@ def merge_and_unmerge(layers: list[NeuroAdaLinear]) -> dict[str, bool]:
     same = {"merged": True, "its base is known": True, "unmerged": True}
     before = fingerprint(layers, "default")
     for layer in layers:
-        weight = layer.base_layer.weight
+        weight = layer.base.stored
         with sharding.whole(weight) as values:
             base = values.clone()
         with sharding.whole(layer.neuroada_idx["default"]) as values:
             idx = unpack_indices(values)
         with sharding.whole(layer.neuroada_delta["default"]) as delta:
-            adapted = (base.gather(1, idx).float() + delta).to(base.dtype)
-        expected = base.scatter(1, idx, adapted)
+            adapted = (base.gather(-1, idx).float() + delta).to(base.dtype)
+        expected = base.scatter(-1, idx, adapted)
         layer.merge()
         with sharding.whole(weight) as values:
             same["merged"] &= values.equal(expected) and not expected.equal(base)
-        known = checksum([(layer.name, pack_indices(idx), base.gather(1, idx))])
+        known = checksum([(layer.name, pack_indices(idx), base.gather(-1, idx))])
         same["its base is known"] &= fingerprint([layer], "default") == known
         layer.unmerge()
         with sharding.whole(weight) as values:

@@ -1,0 +1,28 @@
+"""What an adapter trains of each architecture where its configuration does not say: every projection of every block.
+
+tests/adapter/test_architectures.py runs each of these, and writes docs/models.md.
+"""
+
+DECODER = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ATTENTION = DECODER[:4]
+ENCODER = ["query", "key", "value", "dense"]
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+NEOX = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
+
+TARGET_MODULES: dict[str, list[str]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "olmo", "olmo2"), DECODER),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), ATTENTION),
+    "deepseek_v3": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", *DECODER[3:]],
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    **dict.fromkeys(("gpt_neox", "falcon"), NEOX),
+    "t5": ["q", "k", "v", "o", "wi", "wo"],
+    **dict.fromkeys(("bert", "roberta"), ENCODER),
+    "modernbert": ["Wqkv", "Wo", "Wi"],
+    "vit": [*ATTENTION, "fc1", "fc2"],
+    "whisper": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+}
+"""model_type -> names of Linear modules."""
+
+TARGET_PARAMETERS: dict[str, list[str]] = dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"), EXPERTS)
+"""model_type -> names of experts' parameters; routers stay frozen."""
