@@ -7,15 +7,22 @@ BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: train test test-long lint bench setup baseline compare-baseline docs
+.PHONY: train test test-long lint bench setup dev baseline compare-baseline docs
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
+$(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
+
+# What tests, lint and docs need besides.
+$(VENV)/ready-dev: requirements-dev.txt $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+dev: $(VENV)/ready-dev
 
 models/smollm2-135m/source.json: | $(VENV)/ready
 	$(BIN)/python launch/fetch.py model smollm2-135m
@@ -27,7 +34,7 @@ train: setup models/smollm2-135m/source.json
 	@echo; echo "== training, then the tuned model"
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed --num_gpus 1 launch/train.py --recipe quickstart
 
-lint: setup
+lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,7 +42,7 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long" --durations=15
 
-test-long: setup
+test-long: dev
 	$(BIN)/python -m pytest -m long
 
 # Before a refactor, and after it: every method under every strategy loses the same, to the last digit.
@@ -43,7 +50,7 @@ baseline compare-baseline: setup
 	$(BIN)/python benchmarks/baseline.py $(if $(filter baseline,$@),record,compare)
 
 # The pages of docs/ with the API reference from the docstrings, into build/site.
-docs: setup
+docs: dev
 	$(BIN)/mkdocs build --quiet
 
 bench: setup
