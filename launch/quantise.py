@@ -1,0 +1,6 @@
+"""`neuroada quantise` as a script."""
+
+from neuroada.cli.main import script
+
+if __name__ == "__main__":
+    script("quantise")
