@@ -17,7 +17,7 @@ from neuroada.planning.meta_model import on_meta
 from neuroada.tasks.table import get_task
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-OURS = [name for name in NAMES if name.startswith(("llama", "qwen", "mistral", "roberta"))]
+OURS = [name for name in NAMES if name.startswith(("llama", "qwen", "mistral", "mixtral", "roberta"))]
 
 # Trained connections per k, and parameters of the base model (of RoBERTa: with a classifier of two labels).
 COUNTS = {
@@ -29,7 +29,13 @@ COUNTS = {
     "meta-llama/Llama-3.2-1B": (16 * 23_552, 1_235_814_400),
     "meta-llama/Llama-3.2-3B": (28 * 27_648, 3_212_749_824),
     "meta-llama/Llama-3.3-70B-Instruct": (80 * 83_968, 70_553_706_496),
+    # A layer's neurons: q, k and v, o, gate and up, down; of a mixture's attention, then of each expert.
+    "Qwen/Qwen3-0.6B": (28 * (2_048 + 2_048 + 1_024 + 6_144 + 1_024), 596_049_920),
+    "Qwen/Qwen3-1.7B": (28 * (2_048 + 2_048 + 2_048 + 12_288 + 2_048), 1_720_574_976),
+    "Qwen/Qwen3-4B": (36 * (4_096 + 2_048 + 2_560 + 19_456 + 2_560), 4_022_468_096),
     "Qwen/Qwen3-8B": (36 * 38_912, 8_190_735_360),
+    "Qwen/Qwen3-30B-A3B": (48 * (4_096 + 1_024 + 2_048 + 128 * (1_536 + 2_048)), 30_532_122_624),
+    "mistralai/Mixtral-8x7B-v0.1": (32 * (4_096 + 2_048 + 4_096 + 8 * (28_672 + 4_096)), 46_702_792_704),
     "mistralai/Mistral-7B-v0.1": (1_376_256, 7_241_732_096),
     "mistralai/Mistral-7B-v0.3": (1_376_256, 7_248_023_552),
     "FacebookAI/roberta-base": (12 * 6_912, 124_647_170),
