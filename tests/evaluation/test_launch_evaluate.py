@@ -184,7 +184,7 @@ def test_identity_follows_the_weights(lora):
 
 
 def test_an_adapter_without_a_base(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with pytest.raises(UserError, match="base_model_name_or_path is missing"):
         Source.from_arguments(None, str(tmp_path), None)
     (tmp_path / "adapter_config.json").write_text("{")

@@ -80,7 +80,7 @@ def test_folder_that_is_not_shared(recipe, second_rank) -> None:
 def test_folder_that_cannot_be_written(recipe, second_rank) -> None:
     Path(recipe.output_dir).write_text("a file")
     second_rank(lambda mine: ("n2", mine[1]), same)
-    with pytest.raises(UserError, match=r"output_dir = .*run: cannot be written from node n1: File exists"):
+    with pytest.raises(UserError, match=r"output_dir = .*run: cannot be written from node n1 .*File exists"):
         preflight.check_ranks(ENGINE, recipe, "f00d")
 
 
@@ -124,7 +124,7 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_newest_checkpoint(tiny: Pa
     newest = find_checkpoint(tmp_path / "run")
     assert newest is not None
     failed = int(newest.name[5:]) + 5
-    assert f"the checkpoint of step {failed} could not be written: " in line and "File too large" in line
+    assert f"the checkpoint of step {failed} could not be written (" in line and ("too large" in line or "larger than" in line)
     assert f"it goes on from {newest}" in line
     assert list(newest.parent.glob(".*")) == []
 
