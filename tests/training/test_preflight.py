@@ -124,7 +124,9 @@ def test_a_full_disk_ends_with_one_line_and_keeps_the_newest_checkpoint(tiny: Pa
     newest = find_checkpoint(tmp_path / "run")
     assert newest is not None
     failed = int(newest.name[5:]) + 5
-    assert f"the checkpoint of step {failed} could not be written (" in line and ("too large" in line or "larger than" in line)
+    assert f"the checkpoint of step {failed} could not be written (" in line and (
+        "too large" in line or "larger than" in line
+    )
     assert f"it goes on from {newest}" in line
     assert list(newest.parent.glob(".*")) == []
 
