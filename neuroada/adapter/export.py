@@ -1,15 +1,15 @@
 """An adapter written as one of PEFT's SHiRA, which PEFT loads without this package."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from peft import ShiraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file, save_file
 
+from neuroada.adapter.adapter_file import read_config
 from neuroada.errors import UserError
+from neuroada.files import load_tensors, new_folder, save_tensors
 from neuroada.ops import unpack_indices
 
 PREFIX = "base_model.model."
@@ -22,8 +22,8 @@ def export_shira(adapter: Path, out: Path, in_features: Mapping[str, int]) -> in
     SHiRA adds a sparse matrix of r x (in + out) entries to each weight: the smallest r that holds all connections is
     taken, and filled up with zeros. Equal outputs in fp32; in bf16 PEFT adds before it rounds as well.
     """
-    tensors = load_file(adapter / SAFETENSORS_WEIGHTS_NAME)
-    config = json.loads((adapter / "adapter_config.json").read_text())
+    tensors, _ = load_tensors(adapter / SAFETENSORS_WEIGHTS_NAME)
+    config = read_config(adapter)
     modules = sorted(key.removesuffix(KINDS[0]) for key in tensors if key.endswith(KINDS[0]))
     if not modules:
         raise UserError(f"{adapter}: holds no connections of NeuroAda; nothing to export")
@@ -40,17 +40,15 @@ def export_shira(adapter: Path, out: Path, in_features: Mapping[str, int]) -> in
         missing = r * sizes[module] - delta.numel()
         exported[f"{module}.shira_indices"] = torch.nn.functional.pad(entries, (0, missing))
         exported[f"{module}.shira_weight"] = torch.nn.functional.pad(delta.flatten(), (0, missing))
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{SAFETENSORS_WEIGHTS_NAME}.partial"
-    save_file(exported, partial, metadata={"format": "pt"})
-    partial.replace(out / SAFETENSORS_WEIGHTS_NAME)
     shira = ShiraConfig(
         r=r,
         target_modules=sorted(names.values()),
-        modules_to_save=config.get("modules_to_save"),
-        base_model_name_or_path=config.get("base_model_name_or_path"),
-        task_type=config.get("task_type"),
+        modules_to_save=config.modules_to_save,
+        base_model_name_or_path=config.base_model_name_or_path,
+        task_type=config.task_type,
         inference_mode=True,
     )
-    shira.save_pretrained(str(out))
+    with new_folder(out) as folder:
+        save_tensors(folder / SAFETENSORS_WEIGHTS_NAME, exported, {"format": "pt"})
+        shira.save_pretrained(str(folder))
     return r

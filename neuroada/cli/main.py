@@ -12,6 +12,7 @@ COMMANDS = {
     "preview": "own data as the model will see them",
     "evaluate": "score a model or an adapter on tasks",
     "merge": "write an adapter into its base model, or take it out again",
+    "export": "write an adapter in a form that PEFT loads without this package",
     "quantise": "store a base model in four or eight bits",
     "select": "choose connections without building the model",
     "plan": "memory, work and strategy of a recipe, without weights",

@@ -1,0 +1,6 @@
+"""`neuroada export` as a script."""
+
+from neuroada.cli.main import script
+
+if __name__ == "__main__":
+    script("export")
