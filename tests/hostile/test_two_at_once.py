@@ -17,7 +17,7 @@ from world import TRAIN, make_world
 ROOT = Path(__file__).resolve().parents[2]
 MERGE = ["merge", "--adapter", "adapter", "--out", "out"]
 EVALUATE = ["evaluate", "--adapter", "run/adapter", "--tasks", "AddSub", "--out", "out"]
-FRESH = ["train", "--recipe", "recipe.yaml", *TRAIN[:1], "train.global_batch_size=2", "train.max_steps=400",
+FRESH = ["train", "--recipe", "recipe.yaml", *TRAIN[:1], "train.global_batch_size=2", "train.epochs=100000", "train.max_steps=100000",
          "output_dir=out"]  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_a_second_training_in_the_folder_is_told_while_the_first_runs(world: Pat
         first.communicate()
     third = start(world, [*FRESH, "train.max_steps=2"])  # the lock of a killed process is no hindrance
     said = third.communicate()[1]
-    assert "train.max_steps is 400 there and 2 in this run" in said, said
+    assert "train.max_steps is 100000 there and 2 in this run" in said, said
 
 
 def test_a_full_disk_at_every_write(world: Path) -> None:
