@@ -17,8 +17,8 @@ from world import TRAIN, make_world
 ROOT = Path(__file__).resolve().parents[2]
 MERGE = ["merge", "--adapter", "adapter", "--out", "out"]
 EVALUATE = ["evaluate", "--adapter", "run/adapter", "--tasks", "AddSub", "--out", "out"]
-FRESH = ["train", "--recipe", "recipe.yaml", *TRAIN[:1], "train.global_batch_size=2", "train.epochs=100000", "train.max_steps=100000",
-         "output_dir=out"]  # fmt: skip
+FRESH = ["train", "--recipe", "recipe.yaml", *TRAIN[:1], "train.global_batch_size=2", "train.epochs=100000",
+         "train.max_steps=100000", "output_dir=out"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
