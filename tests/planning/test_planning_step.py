@@ -69,7 +69,7 @@ def test_a_dense_copy_of_a_weight_would_be_seen(monkeypatch):
     recipe, config = tiny_recipe(), tiny_config(3)
     before = memory(record_step(recipe, config, False), "single", 1).by_kind["activations"]
 
-    def dense(x, weight, bias, idx, delta):
+    def dense(x, weight, bias, idx, delta, weight_format):
         return torch.nn.functional.linear(x, weight + delta.sum() * weight, bias)
 
     monkeypatch.setattr(layer, "in_weight_linear", dense)
