@@ -1,10 +1,11 @@
 """The recipe: everything that decides a run, validated as a whole before a weight is loaded."""
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WrapValidator, model_validator
 
 from neuroada.config.data import Data
 from neuroada.config.section import Section, Text
@@ -26,6 +27,11 @@ FREE = {
 """What may change when a run is resumed: how a step is computed, not what it learns."""
 
 
+def _all_linear(value: Any, names: Callable[[Any], list[str]]) -> Any:
+    """PEFT's word for every Linear module, or names of some: one error for both, not one each."""
+    return value if value == "all-linear" else names(value)
+
+
 class Adapter(Section):
     """What is trained."""
 
@@ -41,7 +47,7 @@ class Adapter(Section):
     selection_file: Text | None = Field(
         default=None, description="connections chosen before, by `neuroada select`; instead of `selection`"
     )
-    target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] = Field(
+    target_modules: Annotated[list[Text], Field(min_length=1), WrapValidator(_all_linear)] = Field(
         description="names of Linear modules, or their ends after a dot; all-linear: every one but the output layer"
     )
     exclude_modules: list[Text] = Field(

@@ -61,8 +61,10 @@ def _product(
     idx_bytes: torch.Tensor,
     delta: torch.Tensor,
     weight_format: WeightFormat,
+    repeated: bool,
 ) -> torch.Tensor:
-    if x.numel() <= FEW_TOKENS * x.shape[-1] and (matrix := weight_format.matrix(stored)) is not None:
+    # A few tokens' product adds what each entry changes: of a column that is named twice it would add all of it twice.
+    if not repeated and x.numel() <= FEW_TOKENS * x.shape[-1] and (matrix := weight_format.matrix(stored)) is not None:
         return adapted_product(x, matrix, bias, idx_bytes, delta)
     return F.linear(x, adapted_weight(stored, idx_bytes, delta, weight_format).to(x.dtype), bias)
 
@@ -84,7 +86,7 @@ class _InWeightLinear(torch.autograd.Function):
         # The Parameters themselves, never views: ZeRO-3 and FSDP2 swap their data and gather it again for backward, and
         # autograd refuses a backward over values that were changed (merged, say) since.
         ctx.save_for_backward(kept, stored, idx_bytes, change)
-        return _product(x, stored, bias, idx_bytes, change, weight_format)
+        return _product(x, stored, bias, idx_bytes, change, weight_format, change is not delta)
 
     @staticmethod
     @once_differentiable
@@ -130,4 +132,4 @@ def in_weight_linear(
     wanted = (x, delta) if bias is None else (x, delta, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted):
         return _InWeightLinear.apply(x, stored, bias, idx_bytes, delta, change, weight_format)
-    return _product(x, stored, bias, idx_bytes, change, weight_format)
+    return _product(x, stored, bias, idx_bytes, change, weight_format, change is not delta)

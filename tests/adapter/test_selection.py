@@ -39,5 +39,5 @@ def test_random_is_uniform_and_follows_the_seed() -> None:
 def test_more_rows_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randn(100, 32, generator=torch.Generator().manual_seed(2))
     whole = select_top_k(scores, 3, "magnitude")
-    monkeypatch.setattr("neuroada.adapter.selection.CPU_CHUNK", 64)
+    monkeypatch.setattr("neuroada.ops.selection.CPU_CHUNK", 64)
     assert select_top_k(scores, 3, "magnitude").equal(whole)

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from streaming_models import TARGETS, adapted, save_base
 from transformers import AutoModelForCausalLM
 
-from neuroada.adapter import selection as rules
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.selection_file import apply_selection, load_selection
 from neuroada.errors import UserError
 from neuroada.hf import tensor_files
 from neuroada.offline.select import select
+from neuroada.ops import selection as rules
 from neuroada.ops import unpack_indices
 
 

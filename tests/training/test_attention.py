@@ -55,7 +55,7 @@ def models(tiny: Path) -> dict[str, torch.nn.Module]:
 def loss_and_gradients(model: torch.nn.Module, data: RandomSequences, packing: bool) -> tuple[float, torch.Tensor]:
     batch = collate(data, np.arange(len(data)), packing, pad_id=1)
     model.zero_grad()
-    loss = answer_loss(model, batch, int(data.num_answer_tokens.sum()))
+    loss = answer_loss(model, batch) / int(data.num_answer_tokens.sum())
     loss.backward()
     gradients = [param.grad.flatten() for param in model.parameters() if param.grad is not None]
     return loss.item(), torch.cat(gradients)
