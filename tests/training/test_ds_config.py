@@ -33,7 +33,7 @@ def test_ours_are_accepted(path: Path) -> None:
         ({"train_batch_size": 8}, r"remove train_batch_size .*train.global_batch_size decides"),
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "zero_quantized_weights would quantise"),
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 3}}, "zero_hpz_partition_size = 3 does not"),
-        ("{", "mine.json is not JSON"),
+        ("{", "mine.json: not JSON"),
     ],
 )
 def test_the_field_and_the_reason_are_named(config: object, said: str, tmp_path: Path) -> None:
