@@ -133,4 +133,6 @@ def test_an_unknown_name_is_one_line_with_the_nearest(world: Path) -> None:
         [sys.executable, "-m", "neuroada", "plan", "--recipe", "tiny_arithmetic", "adapter.method=neurada"],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}, cwd=world,
     )  # fmt: skip
-    assert done.returncode == 2 and done.stderr == ("error: adapter.method = 'neurada': did you mean neuroada?\n")
+    assert done.returncode == 2 and done.stderr == (
+        "error: recipe tiny_arithmetic: adapter.method = 'neurada': did you mean neuroada?\n"
+    )

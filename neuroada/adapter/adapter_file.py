@@ -6,19 +6,17 @@ value of a fresh adapter, a delta of 0.
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from peft import PeftModel
-from peft.utils import get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field
 
 from neuroada.adapter.config import k_of
 from neuroada.errors import UserError
-from neuroada.files import check_schema, load_tensors, read_header, read_json
+from neuroada.files import check_schema, load_tensors, read_json
 from neuroada.ops import MAX_IN_FEATURES, unpack_indices
 
 PREFIX = "base_model.model."  # PEFT's, of every key of an adapter's file
@@ -144,33 +142,11 @@ def sha256_of(tensors: Mapping[str, torch.Tensor], adapter: str) -> str | None:
     return connections_sha256(pairs) if pairs else None
 
 
-def check_loaded(model: PeftModel, folder: Path, adapter: str = "default") -> None:
-    """After PEFT loaded `folder` into `model`, of any method: every tensor that the adapter needs came from its file.
-
-    Not for sharded models: PEFT's own names are asked for. UserError: a tensor is missing, or one was left out.
-    """
-    path = folder / TENSORS_FILE
-    stored = {tensor.name for tensor in read_header(path, AGAIN)[0]}
-    needed = set(get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False))
-    known = {f"{PREFIX}{name}" for name, _ in model.get_base_model().named_parameters()}  # embeddings saved beside it
-    _check_names(path, stored, needed, known)
-
-
 def check_finite(folder: Path) -> None:
     """UserError where a floating-point tensor of an adapter's file, of any method, is NaN or infinite."""
     path = folder / TENSORS_FILE
     for name, value in load_tensors(path, AGAIN)[0].items():
         _check_finite(path, name, value)
-
-
-def _check_names(path: Path, stored: Iterable[str], needed: Iterable[str], known: Iterable[str]) -> None:
-    if missing := sorted(set(needed) - set(stored)):
-        raise UserError(
-            f"{path}: lacks {len(missing)} of the adapter's tensors, {missing[0]} among them; {AGAIN}, or give "
-            f"the base model that it was trained on"
-        )
-    if unused := sorted(set(stored) - set(needed) - set(known)):
-        raise UserError(f"{path}: holds {unused[0]}, which the adapter has no place for; {AGAIN}")
 
 
 def _check_pair(path: Path, module: str, idx: torch.Tensor, delta: torch.Tensor | None, k: int) -> None:

@@ -1,12 +1,19 @@
 """An adapter's folder put on its base model, of any of PEFT's methods: whole, or an error."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from neuroada.adapter.adapter_file import check_finite, check_loaded, read_adapter, read_config
+from neuroada.adapter.adapter_file import AGAIN, PREFIX, TENSORS_FILE, check_finite, read_adapter, read_config
+from neuroada.adapter.model import neuroada_layers
 from neuroada.errors import UserError
+from neuroada.files import read_header
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+OTHER = f"{AGAIN}, or give the base model that it was trained on"
 
 
 def load_adapter(model: nn.Module, folder: Path, told: str) -> Any:
@@ -33,3 +40,23 @@ def load_adapter(model: nn.Module, folder: Path, told: str) -> Any:
         ) from error
     check_loaded(tuned, folder)
     return tuned
+
+
+def check_loaded(model: "PeftModel", folder: Path, adapter: str = "default") -> None:
+    """After PEFT loaded `folder` into `model`, of any method: every tensor that the adapter needs came from its file.
+
+    Not for sharded models: PEFT's own names are asked for. UserError: a tensor is missing, or one was left out.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    path = folder / TENSORS_FILE
+    carrying = [layer for layer in neuroada_layers(model) if adapter in layer.neuroada_idx]
+    if missing := [layer.name for layer in carrying if not layer.is_selected(adapter)]:
+        raise UserError(f"{path}: lacks the connections of {len(missing)} modules, {missing[0]} among them; {OTHER}")
+    stored = {tensor.name for tensor in read_header(path, AGAIN)[0]}
+    needed = set(get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False))
+    known = {f"{PREFIX}{name}" for name, _ in model.get_base_model().named_parameters()}  # embeddings saved beside it
+    if absent := sorted(needed - stored):
+        raise UserError(f"{path}: lacks {len(absent)} of the adapter's tensors, {absent[0]} among them; {OTHER}")
+    if unused := sorted(stored - needed - known):
+        raise UserError(f"{path}: holds {unused[0]}, which the adapter has no place for; {AGAIN}")

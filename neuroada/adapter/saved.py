@@ -20,7 +20,7 @@ from neuroada.files import save_tensors
 def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> None:
     """Write `folder` in PEFT's format, one parameter gathered at a time. Collective; rank 0 writes.
 
-    Works for every PEFT method: what trains is saved, and NeuroAda's indices with it.
+    Works for every PEFT method: what trains is saved, and of NeuroAda this adapter's connections.
     """
     config = model.peft_config[adapter]
     layers = [layer for layer in neuroada_layers(model) if adapter in layer.neuroada_idx]
@@ -32,7 +32,9 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> No
     first = not dist.is_initialized() or dist.get_rank() == 0
     tensors: dict[str, torch.Tensor] = {}
     for name, param in model.named_parameters():
-        if not (param.requires_grad or f".neuroada_idx.{adapter}." in name):
+        # An adapter that was loaded to be used has no gradients, and is saved all the same.
+        connections = f".neuroada_idx.{adapter}." in name or f".neuroada_delta.{adapter}." in name
+        if not (connections or (param.requires_grad and ".neuroada_" not in name)):
             continue
         with sharding.whole(param) as value:
             if first:

@@ -59,8 +59,9 @@ def _print_unit(where: str, unit: list[Tokens], encode: SourceEncoder, console: 
         name = f", {('chosen', 'rejected')[number]}" if len(unit) == 2 else ""
         longer = f", more than train.max_length = {limit} (excess_length: {excess})" if too_long else ""
         title = f"{where}{name}: {len(tokens)} tokens, {int(tokens.learnt.sum())} learnt{longer}"
-        console.print(Text(f"\n{title}", "bold"))
-        console.print(coloured(tokens, encode.tokenizer, kept, console.is_terminal))
+        # Never wrapped here: a file keeps the text as it is, a terminal wraps by itself.
+        console.print(Text(f"\n{title}", "bold"), soft_wrap=True)
+        console.print(coloured(tokens, encode.tokenizer, kept, console.is_terminal), soft_wrap=True)
 
 
 def print_summary(summary: Summary, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""What differs between whole tensors, ZeRO-3 partitions and FSDP2 DTensors, behind eight functions.
+"""What differs between whole tensors, ZeRO-3 partitions and FSDP2 DTensors, behind nine functions.
 
 A parameter here is cut along its first dimension: a weight's rows are its neurons. Nothing outside this room names an
 engine's tensors. The three layouts are the modules `plain`, `zero3` and `dtensor`, each with the same functions.
@@ -32,6 +32,11 @@ def shape(param: torch.Tensor) -> torch.Size:
 def stored(param: torch.Tensor) -> torch.Tensor:
     """What this rank really keeps of the parameter: its bytes are this rank's cost."""
     return layout(param).stored(param)
+
+
+def elements(param: torch.Tensor) -> torch.Tensor:
+    """This rank's elements of the parameter, of whatever shape: `stored` without the padding, whose values are junk."""
+    return layout(param).elements(param)
 
 
 def whole(param: torch.Tensor) -> AbstractContextManager[torch.Tensor]:

@@ -22,6 +22,10 @@ def stored(param: torch.Tensor) -> torch.Tensor:
     return cast(DTensor, param).to_local().detach()
 
 
+def elements(param: torch.Tensor) -> torch.Tensor:
+    return stored(param)  # FSDP2's padding is outside of the local tensor
+
+
 def rows(param: torch.Tensor) -> slice | None:
     param = cast(DTensor, param)
     local, offset = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)

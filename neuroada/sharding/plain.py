@@ -18,6 +18,10 @@ def stored(param: torch.Tensor) -> torch.Tensor:
     return param.data
 
 
+def elements(param: torch.Tensor) -> torch.Tensor:
+    return stored(param)
+
+
 def rows(param: torch.Tensor) -> slice | None:
     return slice(0, len(param))
 

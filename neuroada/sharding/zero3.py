@@ -24,6 +24,12 @@ def stored(param: torch.Tensor) -> torch.Tensor:
     return param.ds_tensor.data  # type: ignore[attr-defined]
 
 
+def elements(param: torch.Tensor) -> torch.Tensor:
+    part = stored(param).flatten()
+    first = dist.get_rank(param.ds_process_group) * len(part)  # type: ignore[attr-defined]
+    return part[: max(0, shape(param).numel() - first)]
+
+
 def rows(param: torch.Tensor) -> slice | None:
     group = param.ds_process_group  # type: ignore[attr-defined]
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)

@@ -109,7 +109,7 @@ class Trainer:
         with together(engine):
             self.model = engine.load(RecipeModelBuilder(recipe, self.method, self.objective, compute))
             check_finite(
-                ((name, sharding.stored(param)) for name, param in self.model.named_parameters()),
+                ((name, sharding.elements(param)) for name, param in self.model.named_parameters()),
                 f"model = {recipe.model}",
             )
         self.method.prepare(self.model, engine.device, compute)

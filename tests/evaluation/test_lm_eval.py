@@ -93,5 +93,5 @@ def test_merged_and_adapter_score_alike(models: dict[str, Path], task: Path, tmp
     before, after = (load_file(models[name] / "model.safetensors") for name in ("base", "merged"))
     assert found.shape == (40, 4)
     assert merged == adapted
-    assert same.equal(found)
+    torch.testing.assert_close(same, found, rtol=1e-5, atol=1e-5)  # the product of a few tokens sums in another order
     assert any(not after[name].equal(before[name]) for name in before)  # the adapter does count

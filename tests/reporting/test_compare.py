@@ -1,25 +1,19 @@
-"""launch/compare.py end to end on a tiny model: what it does, what it skips, what it refuses."""
+"""neuroada compare end to end on a tiny model: what it does, what it skips, what it refuses."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
+from neuroada.cli import compare
+from neuroada.comparison import runs
+from neuroada.comparison.measure import measure
 from neuroada.comparison.page import write_comparison
 from neuroada.comparison.summary import summarize
 from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
 from neuroada.sources.tiny import make_tiny
 from neuroada.training.trainer import train
-
-LAUNCH = Path(__file__).parents[2] / "launch"
-spec = importlib.util.spec_from_file_location("launch_compare", LAUNCH / "compare.py")
-assert spec is not None and spec.loader is not None
-compare = importlib.util.module_from_spec(spec)
-sys.modules["launch_compare"] = compare
-spec.loader.exec_module(compare)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +32,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def follow(command: list[str], environment: dict[str, str], log: Path) -> tuple[int, str]:
         if "--measure" in command:
-            compare.measure(Path(command[-2]), command[-1] == "base")
+            measure(Path(command[-2]), command[-1] == "base")
         else:
             recipe = load_recipe(command[-1])
             started.append("/".join(Path(recipe.output_dir).parts[-2:]))
@@ -48,7 +42,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 return 2, f"error: {error}\n"
         return 0, ""
 
-    monkeypatch.setattr(compare, "follow", follow)
+    monkeypatch.setattr(runs, "follow", follow)
     return started
 
 
@@ -69,13 +63,13 @@ def test_it_compares_resumes_and_refuses(arguments: list[str], children: list[st
     tries = sparse["tries"]
     assert tries["0.01"] < tries["0.0001"]
     assert full["tries"]["1e+09"] is None or full["tries"]["1e+09"] > full["tries"]["0.001"]
-    assert full["report"]["mean"] < summary["base"]["report"]
-    assert sparse["report"]["n"] == 2 and sparse["report"]["deviation"] > 0
+    assert full["test"]["mean"] < summary["base"]["test"]
+    assert sparse["test"]["n"] == 2 and sparse["test"]["deviation"] > 0
     assert sparse["trainable"] == 4 * 1024 and full["trainable"] == full["parameters"]
     assert full["saved_bytes"]["mean"] > 4 * full["parameters"] > 10 * sparse["saved_bytes"]["mean"]
     assert 0.2 < sparse["merged_cost"]["mean"] < 5 and sparse["step_seconds"]["mean"] > 0
     report = (out / "report.html").read_text()
-    for told in ("neuroada:k=4", f"{sparse['report']['mean']:.4f}", f"{full['trainable']:,}", "✓"):
+    for told in ("neuroada:k=4", f"{sparse['test']['mean']:.4f}", f"{full['trainable']:,}", "✓"):
         assert told in report
     assert str(out.parent) not in report
     assert not (out / "runs" / "full" / "lr-0.001-seed-1" / "model").exists()
@@ -92,7 +86,7 @@ def test_it_compares_resumes_and_refuses(arguments: list[str], children: list[st
     # Scores that a run gave itself are taken, not repeated.
     run = out / "runs" / "neuroada-k=4" / "lr-0.01-seed-2"
     (run / "results.json").write_text('{"tasks": {"arithmetic": {"sound": 0.5}}}')
-    compare.measure(run, False)
+    measure(run, False)
     assert json.loads((run / "result.json").read_text())["tasks"]["arithmetic"]["sound"] == 0.5
 
 
@@ -125,18 +119,18 @@ def test_spreads_and_differences_are_of_seeds(tmp_path: Path) -> None:
             folder = tmp_path / "runs" / method / f"lr-0.1-seed-{seed}"
             folder.mkdir(parents=True)
             recipe = {"optimizer": {"lr": 0.1}, "train": {"seed": seed}}
-            result = {"recipe": recipe, "report": loss, "choose": loss, "tasks": {"t": {"sound": loss / 10}}}
+            result = {"recipe": recipe, "test": loss, "validation": loss, "tasks": {"t": {"sound": loss / 10}}}
             (folder / "result.json").write_text(json.dumps(result))
     diverged = tmp_path / "runs" / "neuroada" / "lr-0.1-seed-4"
     diverged.mkdir()
     recipe = {"optimizer": {"lr": 0.1}, "train": {"seed": 4}}
-    (diverged / "result.json").write_text(json.dumps({"recipe": recipe, "diverged": "so it did", "choose": None}))
+    (diverged / "result.json").write_text(json.dumps({"recipe": recipe, "diverged": "so it did", "validation": None}))
     tried = {"lr": 0.1, "tries": {"0.01": 2.0, "0.1": 1.0}}
     chosen = {"neuroada": tried, "full": tried}
 
     summary = summarize(tmp_path, chosen, [1, 2, 3], task="t", model="m", command="c")
     first, row = summary["rows"]
-    assert row["report"] == {"mean": 2.0, "deviation": 1.0, "n": 3}
+    assert row["test"] == {"mean": 2.0, "deviation": 1.0, "n": 3}
     assert row["accuracy"]["t"]["mean"] == pytest.approx(0.2)
     assert row["at_the_edge"]
     assert first["difference"] is None

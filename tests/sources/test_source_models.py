@@ -54,7 +54,7 @@ def test_writes_a_folder_once(packaged: PackagedModel, tmp_path: Path, capsys: p
 
 def test_a_failed_conversion_leaves_nothing(packaged: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def fail(package: Path, out: Path) -> None:
-        out.mkdir()
+        (out / "config.json").write_text("{}")
         raise RuntimeError("half-way")
 
     monkeypatch.setitem(MODELS, "tiny", dataclasses.replace(packaged, convert=fail))

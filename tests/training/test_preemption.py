@@ -14,9 +14,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 STUCK = """
 import ctypes, threading
-from neuroada.training import preemption
-preemption.ECHO_SECONDS = 0.3
-stop = preemption.StopRequest()
+from neuroada.training import signals
+signals.ECHO_SECONDS = 0.3
+stop = signals.StopRequest()
 print("ready", flush=True)
 libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 libc.pthread_mutex_lock(mutex)
