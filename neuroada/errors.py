@@ -5,7 +5,7 @@ import platform
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave, in one line: field or file, its value, what would be right. Exit status 2."""
+    """An error in what the user gave, in one line: field or file, its value, what would be right. Exit status 2."""
 
 
 class Preempted(Exception):

@@ -1,4 +1,4 @@
-"""The in-weight layer: a Linear, and for each adapter its indices and deltas, cut as the weight is cut."""
+"""The in-weight layer: a Linear, and for each adapter its indices and deltas, sharded as the weight is."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

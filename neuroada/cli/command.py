@@ -14,7 +14,7 @@ from neuroada.files.problems import as_user_error
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with one line for a mistake instead of the usage before it."""
+    """argparse, with one line for an error instead of the usage before it."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

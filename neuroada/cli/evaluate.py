@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     source = Source.from_arguments(arguments.model, arguments.adapter, arguments.base_model)
     tasks = resolve_tasks(arguments.tasks.split(","))
     for task in tasks:
-        load_examples(task, "test", arguments.data_dir)  # a mistake in the data shows before a model is loaded
+        load_examples(task, "test", arguments.data_dir)  # an error in the data shows before a model is loaded
     ranks = world_size()
     if arguments.backend == "vllm" and find_spec("vllm") is None:
         raise UserError("backend: vllm is not installed; pip install vllm, or give --backend hf")

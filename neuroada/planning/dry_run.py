@@ -19,7 +19,7 @@ from neuroada.tasks.table import get_task
 def dry_run(recipe: Recipe, ranks: int) -> str:
     """What a run of `recipe` on `ranks` ranks would find and need, as text.
 
-    A download that is missing is told with the command that makes it; it is no mistake.
+    A download that is missing is told with the command that makes it; it is no error.
 
     Raises:
         UserError: what no download mends: an unknown task, malformed data, a target module the model has not, a batch

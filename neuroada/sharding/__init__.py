@@ -1,7 +1,7 @@
 """What differs between whole tensors, ZeRO-3 partitions and FSDP2 DTensors, behind nine functions.
 
-A parameter here is cut along its first dimension: a weight's rows are its neurons. Nothing outside this room names an
-engine's tensors. The three layouts are the modules `plain`, `zero3` and `dtensor`, each with the same functions.
+A parameter is sharded along its first dimension: a weight's rows are its neurons. Nothing outside this package names
+an engine's tensors. The three layouts are the modules `plain`, `zero3` and `dtensor`, each with the same functions.
 """
 
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from neuroada.sharding import dtensor, plain, zero3
 
 
 def layout(param: torch.Tensor) -> ModuleType:
-    """The module that knows how this parameter is kept."""
-    return next(kept for kept in (zero3, dtensor, plain) if kept.holds(param))
+    """The module that knows how this parameter is stored."""
+    return next(module for module in (zero3, dtensor, plain) if module.holds(param))
 
 
 def is_whole(param: torch.Tensor) -> bool:
@@ -30,7 +30,7 @@ def shape(param: torch.Tensor) -> torch.Size:
 
 
 def stored(param: torch.Tensor) -> torch.Tensor:
-    """What this rank really keeps of the parameter: its bytes are this rank's cost."""
+    """What this rank really stores of the parameter: its bytes are this rank's cost."""
     return layout(param).stored(param)
 
 
@@ -46,10 +46,10 @@ def whole(param: torch.Tensor) -> AbstractContextManager[torch.Tensor]:
 
 @contextmanager
 def own_rows(param: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """(rows, values): the whole rows this rank keeps, without communication where its part is whole rows.
+    """(rows, values): the whole rows this rank stores, without communication where its part is whole rows.
 
-    Where the cut goes through a row, all rows, by gathering this one parameter. For reading. The choice is the same on
-    every rank, so that it may be used around collective calls.
+    Where a rank's part ends inside a row, all rows, by gathering this one parameter. For reading. The choice is the
+    same on every rank, so that it may be used around collective calls.
     """
     rows = layout(param).rows(param)
     if rows is None:
@@ -72,5 +72,5 @@ def write_rows(param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:
 
 
 def adopt(module: nn.Module, weight: torch.Tensor, params: list[nn.Parameter]) -> None:
-    """Keep the new, still whole `params` the way `weight` is kept, and bring them all to `module`'s forward pass."""
+    """Shard the new, still whole `params` as `weight` is sharded, and bring them all to `module`'s forward pass."""
     layout(weight).adopt(module, weight, params)

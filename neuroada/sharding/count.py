@@ -12,7 +12,7 @@ KINDS = ("idx", "delta")
 
 
 def kept_numel(shape: torch.Size, ranks: int, layout: Literal["zero3", "fsdp2"]) -> int:
-    """Elements on the rank that keeps most: ZeRO-3 cuts the flattened tensor, FSDP2 its rows; both round up."""
+    """Elements on the rank that stores most: ZeRO-3 splits the flattened tensor, FSDP2 its rows; both round up."""
     if layout == "zero3":
         return -(-shape.numel() // ranks)
     return -(-shape[0] // ranks) * math.prod(shape[1:])

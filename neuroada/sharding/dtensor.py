@@ -1,4 +1,4 @@
-"""FSDP2: DTensors cut along dimension 0, so always in whole rows; the last ranks may keep fewer, or none."""
+"""FSDP2: DTensors sharded along dimension 0, so always in whole rows; the last ranks may have fewer, or none."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +41,8 @@ def join_rows(param: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     param = cast(DTensor, param)
     size = torch.Size([len(param), *values.shape[1:]])
     stride = torch.empty(size, device="meta").stride()
-    cut = DTensor.from_local(values.contiguous(), param.device_mesh, param.placements, shape=size, stride=stride)
-    return cut.full_tensor()
+    joined = DTensor.from_local(values.contiguous(), param.device_mesh, param.placements, shape=size, stride=stride)
+    return joined.full_tensor()
 
 
 def write_rows(param: torch.Tensor, rows_given: slice, values: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
-"""ZeRO-3: each rank keeps an equal run of the flattened parameter (`ds_tensor`); the last one is padded.
+"""ZeRO-3: each rank stores an equal run of the flattened parameter (`ds_tensor`); the last one is padded.
 
-DeepSpeed gathers a module's own parameters around its forward and backward. A tuner keeps them in child modules whose
+DeepSpeed gathers a module's own parameters around its forward and backward. A tuner has them in child modules whose
 forward never runs, so `adopt` registers them with the layer that uses them.
 """
 
@@ -33,8 +33,8 @@ def elements(param: torch.Tensor) -> torch.Tensor:
 def rows(param: torch.Tensor) -> slice | None:
     group = param.ds_process_group  # type: ignore[attr-defined]
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
-    each, cut = divmod(shape(param)[0], ranks)
-    return None if cut else slice(rank * each, (rank + 1) * each)
+    each, left = divmod(shape(param)[0], ranks)
+    return None if left else slice(rank * each, (rank + 1) * each)
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def write_rows(param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:
 
 
 def own_part(param: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """What this rank would keep of `values`, whole and shaped like the parameter: flat, the last rank's part padded."""
+    """This rank's part of `values`, whole and shaped like the parameter: flat, the last rank's part padded."""
     size, rank = stored(param).numel(), dist.get_rank(param.ds_process_group)  # type: ignore[attr-defined]
     part = values.flatten()[rank * size : (rank + 1) * size]
     return torch.nn.functional.pad(part, (0, size - part.numel()))
