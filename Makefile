@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: train test test-long lint bench setup dev baseline compare-baseline docs
+.PHONY: train test test-long coverage newest lint bench setup dev baseline compare-baseline docs
 
 setup: $(VENV)/ready
 
@@ -45,6 +45,16 @@ test: lint
 
 test-long: dev
 	$(BIN)/python -m pytest -m long
+
+# Lines of neuroada/ that the tests' own processes run (ranks and commands that they start are not counted).
+coverage: dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long" --cov neuroada --cov-report term:skip-covered
+
+# The fast tests with the newest versions that pyproject.toml's ranges allow, in an environment of its own.
+newest:
+	$(PYTHON) -m venv build/newest
+	build/newest/bin/python -m pip install --quiet --upgrade --editable ".[deepspeed,quickstart,dev]"
+	OMP_NUM_THREADS=1 build/newest/bin/python -m pytest -m "not long" tests/ops tests/adapter tests/sharding tests/test_private_apis.py
 
 # Before a refactor, and after it: every method under every strategy loses the same, to the last digit.
 baseline compare-baseline: setup

@@ -1,5 +1,6 @@
 """Run recipes in several ranks over gloo, and read what they recorded."""
 
+import functools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ ENGINES = {
     "zero3": ["engine.name=deepspeed", "engine.ds_config=zero3"],
     "fsdp2": ["engine.name=fsdp2"],
 }
+RANKS = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
 
 
 class TinyRuns:
@@ -40,20 +42,33 @@ class TinyRuns:
         self.queued.clear()
 
 
-def run_ranks(world_size: int, script: str, argument: object, folder: Path) -> str:
-    """Run tests/`script` in ranks, with `argument` as a JSON file; a failure shows their last output."""
+def run_ranks(world_size: int, script: str, argument: object, folder: Path, **environment: str) -> str:
+    """Run tests/`script` in ranks, with `argument` as a JSON file; what they printed. A failure shows its end."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"argument-{world_size}.json"
     path.write_text(json.dumps(argument))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size),
-               "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
-               str(Path(__file__).parent / script), str(path)]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "TQDM_DISABLE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
-    output = (done.stdout + done.stderr).splitlines()
-    ranks_said = [line for line in output if line.startswith(("[rank", "error:"))]
-    assert done.returncode == 0, "\n".join([*ranks_said[-60:], *output[-5:]])
-    return done.stdout
+    out, err = folder / f"ranks-{world_size}.out", folder / f"ranks-{world_size}.err"
+    for file in (out, err):
+        file.unlink(missing_ok=True)
+    case = {"script": str(Path(__file__).parent / script), "arguments": [str(path)], "ranks": world_size,
+            "environment": {**os.environ, **RANKS, **environment}, "out": str(out), "err": str(err)}  # fmt: skip
+    server = rank_server()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.write(json.dumps(case) + "\n")
+    server.stdin.flush()
+    statuses = json.loads(server.stdout.readline())
+    lines = (out.read_text() + err.read_text()).splitlines()
+    assert not any(statuses), "\n".join([f"exit statuses {statuses}", *lines[-60:]])
+    return out.read_text()
+
+
+@functools.cache
+def rank_server() -> "subprocess.Popen[str]":
+    """The process that forks this test process's ranks; it ends with its standard input."""
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "rank_server.py")],
+        env={**os.environ, **RANKS}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
 
 def losses(folder: Path) -> dict[int, float]:

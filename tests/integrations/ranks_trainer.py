@@ -1,6 +1,8 @@
 """transformers' Trainer under ZeRO-2, ZeRO-3 or FSDP2 on CPU ranks, driven as it would be on GPUs.
 
-    torchrun --nproc-per-node 2 tests/integrations/ranks_trainer.py zero3 MODEL OUT
+    torchrun --nproc-per-node 2 tests/integrations/ranks_trainer.py arguments.json
+
+with {"engine": "zero3", "model": FOLDER, "out": FOLDER}.
 
 With use_cpu accelerate would train plain DDP, whatever the configuration. So use_cpu stays off, and the backend is said
 to be gloo; for FSDP2 the device is said to be the CPU.
@@ -68,4 +70,4 @@ def main(engine: str, model: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(**json.loads(Path(sys.argv[1]).read_text()))

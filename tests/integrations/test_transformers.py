@@ -1,13 +1,11 @@
 """What transformers does with adapters, with NeuroAda's: its own loading, pipelines, and the Trainer."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from distributed_runs import run_ranks
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, pipeline
@@ -104,13 +102,8 @@ def test_trainer_saves_under_sharding(tiny: Path, tmp_path: Path, engine: str) -
     """On 2 gloo ranks that accelerate takes for a GPU machine's: the curve of one process, whole files from rank 0."""
     expected = Trainer(tuned(tiny), arguments(tmp_path / "one"), train_dataset=ROWS)
     expected.train()
-    script = Path(__file__).with_name("ranks_trainer.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-               "--rdzv-endpoint", "localhost:0", str(script), engine, str(tiny), str(tmp_path / engine)]  # fmt: skip
-    done = subprocess.run(
-        command, env={**os.environ, "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    wanted = {"engine": engine, "model": str(tiny), "out": str(tmp_path / engine)}
+    run_ranks(2, "integrations/ranks_trainer.py", wanted, tmp_path)
     said = json.loads((tmp_path / engine / "said.json").read_text())
     assert said["sharded"] == (engine != "zero2")
     assert {int(step): loss for step, loss in said["curve"].items()} == pytest.approx(curve(expected), rel=1e-4)
