@@ -115,5 +115,5 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {row['too_long']} of {row['n']} prompts do not fit the model's context; counted as wrong"
         for name, row in results["tasks"].items()
-        if row["too_long"]
+        if row.get("too_long")
     ]

@@ -16,13 +16,13 @@ from neuroada.tasks import glue
 if TYPE_CHECKING:
     from neuroada.tasks.table import Example, Task
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "validation_mismatched", "test")
 
 MAX_DATA = 4 << 30  # bytes of a data file
 
 
 def load_examples(task: Task, split: str, data_dir: str | Path) -> list[Example]:
-    """The examples of `split` (train, validation or test) of `task`, in the order of the file.
+    """The examples of `split` (one of SPLITS) of `task`, in the order of the file.
 
     UserError naming the file, the row (counted from 1) and the key: a missing or malformed file, no rows, a row that is
     no object, a key that is missing or no string, an answer that the task cannot have.

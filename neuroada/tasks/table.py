@@ -69,6 +69,7 @@ class Task:
     text_columns: tuple[str, ...] = ()  # what the encoder reads: one sentence or a pair
     num_labels: int = 0  # 1: regression
     metric: str = "accuracy"  # accuracy | matthews | pearson
+    mismatched: str | None = None  # a second validation split, of other sources, reported beside the first
 
 
 def one_of(*choices: str) -> Answers:
@@ -176,7 +177,7 @@ _ROWS = [
         generate=arithmetic.generate,
     ),
     _glue("cola", _SINGLE, 2, "matthews"),
-    _glue("mnli", _PAIR, 3),
+    replace(_glue("mnli", _PAIR, 3), mismatched="validation_mismatched"),
     _glue("mrpc", _PAIR, 2),
     _glue("qnli", _PAIR, 2),
     _glue("qqp", _PAIR, 2),
