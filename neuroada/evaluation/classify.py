@@ -90,8 +90,8 @@ def load_classifier(source: Source, recipe: Recipe, device: torch.device) -> nn.
     its head in fp32; or a whole model, whose values were rounded to train.dtype when they were saved."""
     method, (auto, options) = make_method(recipe), make_objective(recipe).auto_class()
     compute = check_dtype(recipe.train.dtype, device)
-    how = {"attn_implementation": choose_attention(recipe.train.packed, recipe.train.dtype, device)}
-    model: Any
+    how: dict[str, Any] = {"attn_implementation": choose_attention(recipe.train.packed, recipe.train.dtype, device)}
+    model: nn.Module
     if source.adapter is None:
         model = load_pretrained(auto, source.model, "model: ", dtype=method.storage_dtype(compute), **how)
         method.prepare(model, device, compute)
@@ -102,4 +102,4 @@ def load_classifier(source: Source, recipe: Recipe, device: torch.device) -> nn.
         train_head_in_fp32(model)
     check_finite(model.named_parameters(), str(source.adapter or source.model))
     model.to(device).eval()
-    return model  # type: ignore[no-any-return]
+    return model

@@ -28,7 +28,7 @@ def find_tasks(names: Iterable[str]) -> list[Task]:
     """
     tasks: dict[str, Task] = {}
     for name in filter(None, (name.strip() for name in names)):
-        suite = [task for task in TASKS.values() if task.suite == name and task.test_file is not None]
+        suite = [task for task in TASKS.values() if task.suite == name and task.tests_its_suite]
         for task in suite or [get_task(name)]:
             tasks[task.name] = task
     if not tasks:

@@ -5,6 +5,7 @@ part that is reported (test).
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -220,7 +221,7 @@ def _quality(entry: dict[str, float]) -> tuple[float, float]:
     return entry["validation"], -entry["validation_loss"]
 
 
-def table(results: dict[str, Any]) -> Table:
+def table(results: Mapping[str, Any]) -> Table:
     """The score with its 95 % interval beside what it has to beat; below it the mismatched split's."""
     ((name, row),) = results["tasks"].items()
     view = Table(title=results["adapter"], caption=f"{row['metric']} x 100, with its 95 % interval for an accuracy")

@@ -16,7 +16,7 @@ from neuroada.tasks import glue
 if TYPE_CHECKING:
     from neuroada.tasks.table import Example, Task
 
-SPLITS = ("train", "validation", "validation_mismatched", "test")
+SPLITS = ("train", "validation", "test", "validation_mismatched")
 
 MAX_DATA = 4 << 30  # bytes of a data file
 
@@ -63,7 +63,7 @@ def possible_files(task: Task, split: str, data_dir: str | Path) -> list[Path]:
     folder = task.test_file if split == "test" else task.train_file
     if folder is None:
         return []
-    base = Path(data_dir) / folder
+    base, split = Path(data_dir) / folder, task.test_split if split == "test" else split
     original = glue.tsv_file(task.name, split, Path(data_dir))
     return [base / f"{split}.json", base / f"{split}.jsonl", *([original] if original else [])]
 

@@ -164,6 +164,7 @@ def test_suites_stand_for_their_tasks():
     math = [task.name for task in resolve_tasks(["math"])]
     assert sorted(math) == sorted(["MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps"])
     assert len(resolve_tasks(["commonsense", "boolq"])) == 8
+    assert len(resolve_tasks(["commonsense", "commonsense_15k"])) == 9
     assert [task.name for task in resolve_tasks(["boolq", "arithmetic", "boolq"])] == ["boolq", "arithmetic"]
 
 

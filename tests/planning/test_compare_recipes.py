@@ -34,6 +34,8 @@ def short_config(model: str) -> tuple[Any, str]:
     if isinstance(config, LlamaConfig):  # quantised weights are read in blocks of rows: fewer of them
         config.update({"hidden_size": 256, "intermediate_size": 512, "head_dim": 64})
         config.update({"num_attention_heads": 4, "num_key_value_heads": 4})
+    if getattr(config, "num_experts", 0) > 8:
+        config.num_experts = 8
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:RECORDED_LAYERS]
     return config, origin
