@@ -4,6 +4,8 @@ neuroada compare --recipe quickstart --methods neuroada:k=20 lora:rank=8 shira:r
     --lrs 1e-3,3e-3,1e-2 --seeds 1,2,3 --validation 200 --out runs/compare train.max_steps=100
 
 A method is name[:field=value,...][@rate,...]: fields of the recipe's adapter section, and learning rates of its own.
+--match trainable=0.02% sets every method's size (k, rank, sparsity) to train nearest to that share of the base's
+parameters, or to a number (trainable=3110400).
 --validation N keeps 2 x N questions of the training set out of every run: N to choose the rate by, N to test on. The
 rates are tried with the first seed. Every run is a fresh process and a folder; the same command goes on where it was.
 """
@@ -38,6 +40,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="questions to choose by; as many to test on",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the comparison's folder")
+    parser.add_argument(
+        "--match", metavar="trainable=N", help="the budget of all methods: N%% of the base, or a number"
+    )
     parser.add_argument("--launcher", default=sys.executable, help="such as 'torchrun --nproc-per-node 8'")
     parser.add_argument("--keep", action="store_true", help="keep every run's checkpoints and whole models")
     parser.add_argument("--json", action="store_true", help="print comparison.json instead of a table")
@@ -55,6 +60,8 @@ def main(argv: list[str]) -> None:
     if not seeds:
         raise UserError("--seeds: names no seed; give some, such as --seeds 1,2,3")
     comparison = Comparison(args.recipe, tuple(args.overrides), args.validation, Path(args.out))
+    if args.match:
+        methods = matched(args.match, methods, comparison)
     recipes = [method.recipe(comparison, lr, seed) for method in methods for lr in method.lrs for seed in seeds]
     from neuroada.objectives import make_objective
 
@@ -79,6 +86,14 @@ def main(argv: list[str]) -> None:
     conclude(comparison.out, recipes[0], chosen, seeds, command, args)
 
 
+def matched(budget: str, methods: list[Contender], comparison: Comparison) -> list[Contender]:
+    """The methods with the sizes that come nearest to the budget; each one without a size as it is."""
+    from neuroada.planning.budget import Budget, match
+
+    wanted = Budget.read(budget)
+    return [method.sized(match(method.recipe(comparison, method.lrs[0], 0), wanted)) for method in methods]
+
+
 def conclude(
     out: Path, recipe: Recipe, chosen: dict[str, Any], seeds: list[int], command: str, args: argparse.Namespace
 ) -> None:
@@ -87,6 +102,8 @@ def conclude(
     from neuroada.comparison.summary import summarize, table
 
     summary = summarize(out, chosen, seeds, task=recipe.trained_on, model=recipe.model, command=command)
+    if args.match:
+        summary["matched"] = args.match
     write_comparison(out, summary)
     if args.json:
         print(json.dumps(summary, indent=1))

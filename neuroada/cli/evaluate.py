@@ -2,12 +2,16 @@
 
     neuroada evaluate --adapter runs/llama7b_math/adapter --tasks math
     torchrun --nproc-per-node 8 launch/evaluate.py --model models/llama-7b --tasks AddSub,gsm8k --limit 100
+    neuroada evaluate --adapter runs/roberta_base_sst2/adapter --tasks glue/sst2
 
+A classifier is scored as its run scored it: on the same part of the validation split, in the run's dtype.
 Cut off? The same command goes on where it stopped.
 """
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -40,7 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
-    from neuroada.evaluation.source import Source, resolve_tasks
+    from neuroada.evaluation.source import Source, find_tasks
     from neuroada.tasks.data import load_examples
 
     for field in ("limit", "batch_tokens"):
@@ -48,9 +52,13 @@ def main(argv: list[str]) -> None:
         if value is not None and value < 1:
             raise UserError(f"{field.replace('_', '-')}: {value} is not allowed; give at least 1")
     source = Source.from_arguments(arguments.model, arguments.adapter, arguments.base_model)
-    tasks = resolve_tasks(arguments.tasks.split(","))
+    tasks = find_tasks(arguments.tasks.split(","))
+    classified = [task for task in tasks if task.objective == "classification"]
+    if classified and (len(tasks) > 1 or arguments.backend == "vllm"):
+        raise UserError(f"tasks: a classifier of {classified[0].name} is scored on that task alone, by --backend hf")
     for task in tasks:
-        load_examples(task, "test", arguments.data_dir)  # an error in the data shows before a model is loaded
+        # an error in the data shows before a model is loaded
+        load_examples(task, "validation" if classified else "test", arguments.data_dir)
     ranks = world_size()
     if arguments.backend == "vllm" and find_spec("vllm") is None:
         raise UserError("backend: vllm is not installed; pip install vllm, or give --backend hf")
@@ -62,10 +70,17 @@ def main(argv: list[str]) -> None:
 
     from neuroada.evaluation.results import notes, table, to_json
 
-    results = evaluate(arguments, source, tasks, ranks)
+    if classified:
+        from neuroada.evaluation.classify import evaluate_classifier
+        from neuroada.objectives.epoch_validation import table
+
+        with joined(ranks):
+            results, out = evaluate_classifier(source, classified[0], arguments)
+    else:
+        results, out = evaluate(arguments, source, tasks, ranks), Path(arguments.out or source.default_out())
     if rank() != 0:
         return
-    refresh_report(Path(arguments.out or source.default_out()))
+    refresh_report(out)
     if arguments.json:
         print(to_json(results), end="")
         return
@@ -75,7 +90,7 @@ def main(argv: list[str]) -> None:
     console.print(table(results))
     for note in notes(results):
         console.print(note)
-    console.print(f"written to {arguments.out or source.default_out()}")
+    console.print(f"written to {out}")
 
 
 def refresh_report(out: Path) -> None:
@@ -91,7 +106,6 @@ def refresh_report(out: Path) -> None:
 def evaluate(arguments: argparse.Namespace, source, tasks, ranks: int) -> dict:
     """Load the model and score it; with several ranks, each in its own process."""
     import torch
-    import torch.distributed as dist
 
     from neuroada.evaluation.evaluate import evaluate_backend, evaluate_tasks
     from neuroada.evaluation.load import load
@@ -112,11 +126,20 @@ def evaluate(arguments: argparse.Namespace, source, tasks, ranks: int) -> dict:
 
     device = torch.device("cuda", local_rank()) if torch.cuda.is_available() else "cpu"
     model, tokenizer = load(source, arguments.dtype, torch.device(device))
+    with joined(ranks):
+        return evaluate_tasks(model, tokenizer, tasks, *where, batch_tokens=arguments.batch_tokens, **options)
+
+
+@contextmanager
+def joined(ranks: int) -> Iterator[None]:
+    """The ranks know each other meanwhile, over gloo: barriers and a classifier's scores travel, no model does."""
+    import torch.distributed as dist
+
     if ranks > 1:
         with joining():
-            dist.init_process_group("gloo")  # barriers alone: no tensor travels, on GPUs neither
+            dist.init_process_group("gloo")
     try:
-        return evaluate_tasks(model, tokenizer, tasks, *where, batch_tokens=arguments.batch_tokens, **options)
+        yield
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,6 +1,6 @@
 """What is compared: a method with its fields, and the learning rates it may try."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,16 @@ class Contender:
     label: str  # as given, without its rates
     overrides: tuple[str, ...]
     lrs: tuple[float, ...]
+
+    def sized(self, fields: dict[str, Any]) -> "Contender":
+        """With these fields of the adapter section, in its label too. UserError where it sets one of them itself."""
+        name, _, given = self.label.partition(":")
+        own = {field.partition("=")[0] for field in given.split(",")}
+        if clash := sorted(own & fields.keys()):
+            raise UserError(f"--match: {self.label} sets {clash[0]} itself; leave that out, or leave out --match")
+        set_here = [f"{field}={value}" for field, value in fields.items()]
+        label = f"{name}:{','.join([*filter(None, [given]), *set_here])}" if fields else self.label
+        return replace(self, label=label, overrides=(*self.overrides, *(f"adapter.{field}" for field in set_here)))
 
     def recipe(self, comparison: Comparison, lr: float, seed: int) -> Recipe:
         folder = comparison.out / "runs" / folder_of(self.label) / f"lr-{lr:g}-seed-{seed}"

@@ -156,6 +156,11 @@ def notes(summary: dict[str, Any]) -> list[str]:
         "after merging, as a multiple of the base model's.",
         "Less the first method's: the difference of the losses, seed by seed; below 0 is better than the first method.",
     ]
+    if "matched" in summary:
+        said.append(
+            f"Sizes set to train nearest to {summary['matched']}: k, rank or sparsity, beside the method's name; a "
+            f"method without one has no size of its own."
+        )
     if any(row["at_the_edge"] for row in summary["rows"]):
         said.append("* the best of the rates tried is the lowest or the highest: a better one may lie beyond.")
     return said

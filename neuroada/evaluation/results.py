@@ -38,10 +38,10 @@ def _accuracies(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def averages(tasks: Sequence[Task], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """For each suite with several tasks here, the plain mean over its tasks (as published tables have it)."""
+    """For each suite with several of its tests here, the plain mean over them (as published tables have it)."""
     means = {}
     for suite in dict.fromkeys(task.suite for task in tasks):
-        rows = [entries[task.name] for task in tasks if task.suite == suite]
+        rows = [entries[task.name] for task in tasks if task.suite == suite and task.tests_its_suite]
         if len(rows) > 1:
             means[suite] = {
                 "n": sum(row["n"] for row in rows),
@@ -115,5 +115,5 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: {row['too_long']} of {row['n']} prompts do not fit the model's context; counted as wrong"
         for name, row in results["tasks"].items()
-        if row["too_long"]
+        if row.get("too_long")
     ]

@@ -13,17 +13,23 @@ from neuroada.tasks.table import TASKS, Task, get_task
 
 
 def resolve_tasks(names: Iterable[str]) -> list[Task]:
+    """The tasks called `names`, whose answers are generated; see `find_tasks`. UserError: a classifier's task too."""
+    tasks = find_tasks(names)
+    for task in tasks:
+        if task.objective == "classification":
+            raise UserError(f"task {task.name}: GLUE is not generated; launch/train.py scores it as it trains")
+    return tasks
+
+
+def find_tasks(names: Iterable[str]) -> list[Task]:
     """The tasks called `names`, each once; a suite's name (math, commonsense) stands for its tasks that have a test.
 
-    UserError: an unknown name, no name at all, a GLUE task. GLUE's rows are classified by an encoder, not generated:
-    this is the one place to let them through once there is an evaluation of a saved classifier.
+    UserError: an unknown name, no name at all.
     """
     tasks: dict[str, Task] = {}
     for name in filter(None, (name.strip() for name in names)):
-        suite = [task for task in TASKS.values() if task.suite == name and task.test_file is not None]
+        suite = [task for task in TASKS.values() if task.suite == name and task.tests_its_suite]
         for task in suite or [get_task(name)]:
-            if task.suite == "glue":
-                raise UserError(f"task {task.name}: GLUE is not generated; launch/train.py scores it as it trains")
             tasks[task.name] = task
     if not tasks:
         raise UserError("tasks: names no task; give some, such as --tasks AddSub,gsm8k or --tasks math")

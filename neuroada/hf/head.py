@@ -34,6 +34,12 @@ def train_head_in_fp32(model: nn.Module) -> None:
             wrapper.register_forward_pre_hook(lambda _, args: tuple(value.float() for value in args))
 
 
+def hold_head_in_fp32(model: nn.Module) -> None:
+    """Give the head of a bare model fp32 weights: what an adapter saved of it is then loaded unrounded."""
+    for name in HEADS:
+        getattr(model, name, nn.Identity()).float()
+
+
 def start_head(model: nn.Module, seed: int) -> None:
     """Set the head's first values, from the seed alone: the same for every engine and world size. Collective.
 

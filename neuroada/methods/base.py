@@ -49,6 +49,7 @@ class Method(ABC):
     chooses_places: ClassVar[bool] = False  # whether adapter.exclude_modules and adapter.layers are followed
     unsupported: ClassVar[dict[str, str]] = {}
     adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
+    sizes: ClassVar[str | None] = None  # the field of the adapter section that says how much trains
     folder: ClassVar[Literal["adapter", "model"]] = "adapter"
     library: ClassVar[str] = "peft"
     selects: ClassVar[bool] = False
@@ -140,6 +141,16 @@ class Method(ABC):
         """A checksum of the base weights that are tuned, for a resumed run to compare; None: the model's name must do.
         Collective."""
         return None
+
+    def match(self, budget: int, count: Callable[[dict[str, Any]], int]) -> dict[str, Any]:
+        """The value of the field `sizes` with which nearest to `budget` numbers train: {field: value}, at least 1.
+
+        count: how many train with these values of fields. Of a method whose count grows by the same with every step.
+        """
+        if self.sizes is None:
+            return {}
+        one, two = (count({self.sizes: value}) for value in (1, 2))
+        return {self.sizes: max(1, 1 + round((budget - one) / (two - one)))}
 
     def trainable(self, model: nn.Module) -> int:
         """How many trainable parameters: numbers that training can change."""

@@ -14,6 +14,7 @@ from neuroada.methods.peft_method import KEY_PREFIX, PeftMethod
 
 class Lora(PeftMethod):
     name = "lora"
+    sizes = "rank"
     prefix = "lora_"
     chooses_places = True
     strategies: ClassVar[tuple[str, ...]] = (*WHOLE, "zero3")

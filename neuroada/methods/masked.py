@@ -13,6 +13,7 @@ from neuroada.methods.whole_weights import WholeWeights
 
 class Masked(WholeWeights):
     name = "masked"
+    sizes = "k"
     selects = True
     unsupported = {  # noqa: RUF012 (a constant of the class)
         "zero3": "the mask would have to be partitioned as the gradient is"

@@ -20,6 +20,7 @@ from neuroada.quantised import Quantisation
 
 class NeuroAda(PeftMethod):
     name = "neuroada"
+    sizes = "k"
     selects = True
     prefix = "neuroada_"
     values = ".neuroada_delta"

@@ -12,6 +12,7 @@ from neuroada.methods.unsharded_peft_method import UnshardedPeftMethod
 
 class Shira(UnshardedPeftMethod):
     name = "shira"
+    sizes = "rank"
     prefix = "shira_"
     values = ".shira_weight"
     unsupported = {  # noqa: RUF012 (a constant of the class)

@@ -5,6 +5,7 @@ part that is reported (test).
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,6 +72,8 @@ class Epoch(BaseModel):
     validation_loss: float
     test: float | None = None
     test_loss: float | None = None
+    mismatched: float | None = None
+    mismatched_loss: float | None = None
 
 
 class Epochs(BaseModel):
@@ -89,7 +92,8 @@ class EpochValidation:
     """Scores the model at the end of every epoch, and knows which epoch is the best.
 
     `epochs`: {"step", "epoch", "validation", "validation_loss"} of each epoch, with "test" and "test_loss"
-    where it was the best so far: scores, and mean losses of a text. They are written to validation.json in the run's
+    where it was the best so far ("mismatched" and "mismatched_loss" too, of a task that has such a split): scores, and
+    mean losses of a text. They are written to validation.json in the run's
     folder, from which a resumed run goes on.
     """
 
@@ -106,6 +110,10 @@ class EpochValidation:
             encode_texts(part, task, tokenizer, recipe.train.max_length)
             for part in split_validation(held_out, recipe.train.seed)
         )
+        self.mismatched: Texts | None = None
+        if task.mismatched is not None:
+            others = load_examples(task, task.mismatched, recipe.data_dir)[: recipe.evaluate.limit]
+            self.mismatched = encode_texts(others, task, tokenizer, recipe.train.max_length)
         self.file = Path(recipe.output_dir) / "validation.json"
         self.epochs: list[dict[str, float]] = []
 
@@ -131,8 +139,24 @@ class EpochValidation:
         self.epochs.append(entry)
         if _quality(entry) <= best:
             return False
-        entry["test"], entry["test_loss"] = self._score(self.test)
+        entry |= self.reported()
         return True
+
+    def measure(self, epoch: dict[str, float]) -> None:
+        """Score a model that is already chosen, on every part, instead of by epochs. Collective.
+
+        epoch: its "epoch" and "step".
+        """
+        score, loss = self._score(self.validation)
+        self.epochs = [{**epoch, "validation": score, "validation_loss": loss, **self.reported()}]
+
+    def reported(self) -> dict[str, float]:
+        """Scores and losses of the parts that choose nothing. Collective."""
+        found = {}
+        found["test"], found["test_loss"] = self._score(self.test)
+        if self.mismatched is not None:
+            found["mismatched"], found["mismatched_loss"] = self._score(self.mismatched)
+        return found
 
     def _score(self, texts: Texts) -> tuple[float, float]:
         """(score, mean loss)."""
@@ -152,23 +176,14 @@ class EpochValidation:
         if self.engine.rank == 0:
             results = self.results(saved)
             write_json(self.file.with_name("results.json"), results)
-            Console(markup=False, emoji=False).print(_table(results))
+            Console(markup=False, emoji=False).print(table(results))
 
     def results(self, saved: Path) -> dict[str, Any]:
         """The best epoch's score, in the form of every results.json; `frozen_base` is the classifier's alone."""
         best = [entry for entry in self.epochs if "test" in entry][-1]
-        n, value = len(self.test), best["test"]
-        golds = [f"{label:g}" for label in self.test.labels]
         entry = {
-            "n": n,
-            "published": value,
-            "sound": value,
-            "interval": dict.fromkeys(RULES, wilson(round(value * n), n)) if self.task.metric == "accuracy" else None,
-            "unseen": None,
-            "baseline": self.task.baseline(golds),
+            **_entry(self.task, self.test, best["test"], best["test_loss"]),
             "frozen_base": None,
-            "metric": self.task.metric,
-            "loss": best["test_loss"],
             "validation": {
                 "n": len(self.validation),
                 "score": best["validation"],
@@ -177,10 +192,28 @@ class EpochValidation:
                 "step": best["step"],
             },
         }
+        if self.mismatched is not None and "mismatched" in best:
+            scored = _entry(self.task, self.mismatched, best["mismatched"], best["mismatched_loss"])
+            entry["mismatched"] = scored
         other = self.file.parent / "frozen_base" / "results.json"
         if self.recipe.evaluate.frozen_base:
             entry["frozen_base"] = read_results(other).tasks[self.task.name].sound
         return {"model": self.recipe.model, "adapter": str(saved), "tasks": {self.task.name: entry}, "averages": {}}
+
+
+def _entry(task: Task, texts: Texts, value: float, loss: float) -> dict[str, Any]:
+    """What every entry of results.json has, of a score `value` on `texts`."""
+    n = len(texts)
+    return {
+        "n": n,
+        "published": value,
+        "sound": value,
+        "interval": dict.fromkeys(RULES, wilson(round(value * n), n)) if task.metric == "accuracy" else None,
+        "unseen": None,
+        "baseline": task.baseline([f"{label:g}" for label in texts.labels]),
+        "metric": task.metric,
+        "loss": loss,
+    }
 
 
 def _quality(entry: dict[str, float]) -> tuple[float, float]:
@@ -188,18 +221,23 @@ def _quality(entry: dict[str, float]) -> tuple[float, float]:
     return entry["validation"], -entry["validation_loss"]
 
 
-def _table(results: dict[str, Any]) -> Table:
-    """One row: the score with its 95 % interval beside what it has to beat."""
+def table(results: Mapping[str, Any]) -> Table:
+    """The score with its 95 % interval beside what it has to beat; below it the mismatched split's."""
     ((name, row),) = results["tasks"].items()
     view = Table(title=results["adapter"], caption=f"{row['metric']} x 100, with its 95 % interval for an accuracy")
     for column in ("task", "n", "score", "frozen base", "baseline", "epoch", "validation score"):
         view.add_column(column, justify="left" if column == "task" else "right")
+    frozen = "" if row["frozen_base"] is None else f"{100 * row['frozen_base']:.1f}"
+    chosen = row["validation"]
+    view.add_row(*_cells(name, row, frozen), f"{chosen['epoch']:g}", f"{100 * chosen['score']:.1f}")
+    if "mismatched" in row:
+        view.add_row(*_cells(f"{name}, mismatched", row["mismatched"], ""), "", "")
+    return view
+
+
+def _cells(name: str, row: dict[str, Any], frozen: str) -> tuple[str, ...]:
     found = f"{100 * row['sound']:.1f}"
     if row["interval"] is not None:
         low, high = row["interval"]["sound"]
         found += f" ({100 * low:.1f}–{100 * high:.1f})"
-    frozen = "" if row["frozen_base"] is None else f"{100 * row['frozen_base']:.1f}"
-    chosen = row["validation"]
-    cells = (frozen, f"{100 * row['baseline']:.1f}", f"{chosen['epoch']:g}", f"{100 * chosen['score']:.1f}")
-    view.add_row(name, f"{row['n']:,}", found, *cells)
-    return view
+    return name, f"{row['n']:,}", found, frozen, f"{100 * row['baseline']:.1f}"

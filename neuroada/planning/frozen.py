@@ -6,6 +6,7 @@ from torch import nn
 
 from neuroada.methods import Method
 from neuroada.planning.layers import decoder_layers
+from neuroada.quantised import Quantisation
 
 
 class Frozen(Method):
@@ -19,6 +20,9 @@ class Frozen(Method):
         norms = [module for name, module in decoder_layers(model)[0].named_modules() if "norm" in name.lower()]
         norms[0].requires_grad_(True)
         return model
+
+    def check_quantised(self, quantisation: Quantisation) -> None:
+        """A frozen base may be stored in any form."""
 
     def save(self, model: nn.Module, folder: Path) -> None:
         raise AssertionError("a frozen base is planned, never trained")

@@ -159,11 +159,14 @@ def compare_methods(recipe: Recipe) -> tuple[dict[str, Memory], dict[str, str]]:
     """
     config, _ = find_config(recipe.model)
     accumulating = recipe.micro_batches(1) > 1
+    # Costs no memory, and masked tuning is refused with it.
+    recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"weight_decay": 0.0})})
     found = {Frozen.name: memory(record_step(recipe, config, accumulating, Frozen(recipe)), "single", 1)}
     left_out = {}
     for name in METHODS.names():
         try:
             method = make_method(recipe, name)
+            method.check("single")
             found[name] = memory(record_step(recipe, config, accumulating, method), "single", 1)
         except UserError as error:  # of this model or task, such as a classifier alone where there is none
             left_out[name] = str(error)

@@ -1,5 +1,6 @@
 """report.html and the model card of a run."""
 
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from statistics import median
@@ -92,7 +93,7 @@ def accuracy(run: RunFolder) -> str:
         done = f"neuroada evaluate --adapter RUN/adapter --tasks {run.recipe['task']}"
         return notes([f"Not scored yet: {done}, then neuroada report RUN."])
     rows, lines = [], []
-    for task, entry in run.results.items():
+    for task, entry in _entries(run.results):
         base = run.base_results.get(task, {}).get("sound", entry.get("frozen_base"))
         stated = published_scores(run).get(task)
         interval = (entry.get("interval") or {}).get("sound")
@@ -126,6 +127,14 @@ def accuracy(run: RunFolder) -> str:
     if published_scores(run):
         said += [f"Published: {published()['source']}.", *footnotes(run)]
     return accuracy_chart(rows) + table + notes(said)
+
+
+def _entries(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every task's entry, followed by that of its mismatched split if it has one."""
+    for task, entry in results.items():
+        yield task, entry
+        if "mismatched" in entry:
+            yield f"{task}, mismatched", entry["mismatched"]
 
 
 def where_it_moved(run: RunFolder) -> str:

@@ -34,7 +34,7 @@ def fetch_data(name: str, out: Path = Path("data"), source: Path | None = None) 
 
     paths, missing = [], []
     for member in SUITES.get(name, (name,)):
-        for fetch_split in _splits(member, source):
+        for fetch_split in _splits(member):
             try:
                 path, note = fetch_split(out, source)
             except NotInSource as error:
@@ -47,9 +47,9 @@ def fetch_data(name: str, out: Path = Path("data"), source: Path | None = None) 
     return paths
 
 
-def _splits(name: str, source: Path | None) -> list[Callable[[Path, Path | None], tuple[Path, str]]]:
+def _splits(name: str) -> list[Callable[[Path, Path | None], tuple[Path, str]]]:
     """The splits of a set, each as the function (out, source) -> (path, what was done) that fetches it."""
     if name in GLUE:
         name = name.removeprefix("glue/")
         return [partial(glue.fetch_split, name, split) for split in glue.splits(name)]
-    return [partial(llm_adapters.fetch_split, name, split) for split in llm_adapters.splits(name, source)]
+    return [partial(llm_adapters.fetch_split, name, split) for split in llm_adapters.splits(name)]

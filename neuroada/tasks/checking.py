@@ -52,6 +52,8 @@ def check_folder(data_dir: Path, tokenizer: Any) -> Report:
     problems: list[str] = []
     for task in TASKS.values():
         for split in SPLITS:
+            if split == "test" and task.test_split != "test":
+                continue  # a file that is checked as what it is
             if not any(path.exists() for path in possible_files(task, split, data_dir)):
                 continue
             try:
@@ -117,7 +119,7 @@ def clean(task: Task, data_dir: Path) -> None:
     seen: set[str] = set()
     absent = []
     for other in TASKS.values():
-        if other.suite != task.suite or other.test_file is None:
+        if other.suite != task.suite or not other.tests_its_suite:
             continue
         if any(path.is_file() for path in possible_files(other, "test", data_dir)):
             seen |= {question_key(example) for example in load_examples(other, "test", data_dir)}

@@ -16,13 +16,13 @@ from neuroada.tasks import glue
 if TYPE_CHECKING:
     from neuroada.tasks.table import Example, Task
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "validation_mismatched")
 
 MAX_DATA = 4 << 30  # bytes of a data file
 
 
 def load_examples(task: Task, split: str, data_dir: str | Path) -> list[Example]:
-    """The examples of `split` (train, validation or test) of `task`, in the order of the file.
+    """The examples of `split` (one of SPLITS) of `task`, in the order of the file.
 
     UserError naming the file, the row (counted from 1) and the key: a missing or malformed file, no rows, a row that is
     no object, a key that is missing or no string, an answer that the task cannot have.
@@ -63,7 +63,7 @@ def possible_files(task: Task, split: str, data_dir: str | Path) -> list[Path]:
     folder = task.test_file if split == "test" else task.train_file
     if folder is None:
         return []
-    base = Path(data_dir) / folder
+    base, split = Path(data_dir) / folder, task.test_split if split == "test" else split
     original = glue.tsv_file(task.name, split, Path(data_dir))
     return [base / f"{split}.json", base / f"{split}.jsonl", *([original] if original else [])]
 

@@ -61,6 +61,7 @@ class Task:
     objective: str = "causal_lm"  # how a model learns it: causal_lm | classification, or a registered one
     train_file: str | None = None  # folder under data_dir that holds train.json; None: nothing to train on
     test_file: str | None = None  # folder under data_dir that holds test.json; None: nothing to score
+    test_split: str = "test"  # the file there; validation: a part of the training set, and no test of the suite
     columns: tuple[str, ...] = ("instruction", "input", "output", "answer")  # every row has them, all strings
     answer_column: str = "answer"
     from_row: Callable[[dict[str, Any]], dict[str, Any]] = rows.unchanged  # a row as the file has it -> `columns`
@@ -69,6 +70,12 @@ class Task:
     text_columns: tuple[str, ...] = ()  # what the encoder reads: one sentence or a pair
     num_labels: int = 0  # 1: regression
     metric: str = "accuracy"  # accuracy | matthews | pearson
+    mismatched: str | None = None  # a second validation split, of other sources, reported beside the first
+
+    @property
+    def tests_its_suite(self) -> bool:
+        """Whether it is one of the tests that the suite's name stands for."""
+        return self.test_file is not None and self.test_split == "test"
 
 
 def one_of(*choices: str) -> Answers:
@@ -151,9 +158,11 @@ _EVERY_CHOICE = tuple(sorted({choice for choices in _CHOICES.values() for choice
 _SINGLE, _PAIR = ("sentence",), ("sentence1", "sentence2")
 
 _ROWS = [
-    # Sets to train on; their tests are the tasks of the same suite.
+    # Sets to train on; their tests are the tasks of the same suite, and of commonsense_15k also the rest of the set.
     _commonsense("commonsense", _EVERY_CHOICE, "commonsense_170k", None),
-    _commonsense("commonsense_15k", _EVERY_CHOICE, "commonsense_15k", None),
+    replace(
+        _commonsense("commonsense_15k", _EVERY_CHOICE, "commonsense_15k", "commonsense_15k"), test_split="validation"
+    ),
     _math("math", "math_10k", None, NUMBER_OR_LETTER),
     _math("math_clean", "math_10k_clean", None, NUMBER_OR_LETTER),  # by `neuroada check-data --clean` math
     *(_commonsense(name, choices, name, name) for name, choices in _CHOICES.items()),
@@ -176,7 +185,7 @@ _ROWS = [
         generate=arithmetic.generate,
     ),
     _glue("cola", _SINGLE, 2, "matthews"),
-    _glue("mnli", _PAIR, 3),
+    replace(_glue("mnli", _PAIR, 3), mismatched="validation_mismatched"),
     _glue("mrpc", _PAIR, 2),
     _glue("qnli", _PAIR, 2),
     _glue("qqp", _PAIR, 2),

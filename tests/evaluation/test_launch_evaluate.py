@@ -120,7 +120,8 @@ def test_an_adapter_is_merged_and_lands_in_its_run(lora, model_dir, data_dir, tm
         (["--tasks", "AddSub", "--model", "ADAPTER"], "give it as --adapter"),
         (["--tasks", "AdSub", "--model", "MODEL"], "did you mean AddSub"),
         (["--tasks", "", "--model", "MODEL"], "names no task"),
-        (["--tasks", "glue/sst2", "--model", "MODEL"], "launch/train.py"),
+        (["--tasks", "glue/sst2", "--model", "MODEL"], "no such file, the validation set of task glue/sst2"),
+        (["--tasks", "glue/sst2,AddSub", "--model", "MODEL"], "glue/sst2 is scored on that task alone"),
         (["--tasks", "AddSub", "--model", "MODEL", "--limit", "0"], "limit: 0"),
         (["--tasks", "AddSub", "--model", "MODEL", "--limit", "x"], "invalid int value"),
         (["--tasks", "gsm8k", "--model", "MODEL"], "no such file"),
@@ -163,6 +164,7 @@ def test_suites_stand_for_their_tasks():
     math = [task.name for task in resolve_tasks(["math"])]
     assert sorted(math) == sorted(["MultiArith", "gsm8k", "AddSub", "AQuA", "SingleEq", "SVAMP", "mawps"])
     assert len(resolve_tasks(["commonsense", "boolq"])) == 8
+    assert len(resolve_tasks(["commonsense", "commonsense_15k"])) == 9
     assert [task.name for task in resolve_tasks(["boolq", "arithmetic", "boolq"])] == ["boolq", "arithmetic"]
 
 

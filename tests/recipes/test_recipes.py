@@ -55,7 +55,11 @@ def test_every_model_has_its_recipes():
     for model in ("llama7b", "llama13b", "llama2_7b", "llama3_8b"):
         assert {f"{model}_{task}{k}" for task in ("math", "commonsense") for k in ("", "_top1")} <= set(OURS)
     for size in ("base", "large"):
-        assert len([name for name in OURS if name.startswith(f"roberta_{size}_")]) == 8
+        assert len([name for name in OURS if name.startswith(f"roberta_{size}_")]) == 2 * 8  # k = 20 and k = 1
+        twins = {name.removesuffix("_top1") for name in OURS if name.startswith(f"roberta_{size}_")}
+        for name in twins:
+            one, twenty = (load_recipe(name + end) for end in ("_top1", ""))
+            assert one.task == twenty.task and one.train == twenty.train and one.optimizer.lr > twenty.optimizer.lr
     assert {load_recipe(name).model for name in OURS} == set(COUNTS)
     assert {path.stem.replace("--", "/") for path in CONFIGS.glob("*.json")} == set(COUNTS)
 

@@ -1,6 +1,7 @@
 """The manifest against real files, local copies, refusals, and GLUE's two forms."""
 
 import json
+import random
 import socket
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from neuroada.errors import UserError
 from neuroada.sources import glue, llm_adapters
 from neuroada.sources.datasets import SETS, SUITES, fetch_data
+from neuroada.sources.download import Fingerprint, mismatch
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +74,47 @@ def test_a_clone_of_the_repository_serves_too(copies: Path, tmp_path: Path):
 def test_the_divided_commonsense_15k_is_accepted(copies: Path, tmp_path: Path):
     paths = fetch_data("commonsense_15k", tmp_path, copies)
     assert {path.name: len(content(path)) for path in paths} == {"train.json": 10_583, "validation.json": 4_536}
-    assert fetch_data("commonsense_15k", tmp_path) == paths[:1]  # the public set has no validation split
+    assert fetch_data("commonsense_15k", tmp_path) == paths
+
+
+def whole_15k(copies: Path) -> bytes:
+    """The public file, from its two parts: the division undone."""
+    order = list(range(15_119))
+    random.Random(llm_adapters.SEED).shuffle(order)
+    shuffled = [
+        row for split in ("train", "validation") for row in content(copies / "commonsense_15k" / f"{split}.json")
+    ]
+    rows = [row for _, row in sorted(zip(order, shuffled, strict=True), key=lambda pair: pair[0])]
+    return json.dumps(rows, indent=4).encode()
+
+
+def test_commonsense_15k_is_divided_as_the_authors_did(copies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """From the public file, whose blob id the manifest has, to their two files, byte by byte; downloaded once."""
+    whole, wanted = whole_15k(copies), copies / "commonsense_15k"
+    asked = []
+
+    def download(url: str, target: Path, expected: Fingerprint, remedy: str) -> None:
+        asked.append(url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(whole)
+        assert mismatch(target, expected) is None
+
+    monkeypatch.setattr(llm_adapters, "download", download)
+    clone = tmp_path / "clone" / "ft-training_set"
+    clone.mkdir(parents=True)
+    (clone / "commonsense_15k.json").write_bytes(whole)
+    for out, source in ((tmp_path / "downloaded", None), (tmp_path / "copied", clone.parent)):
+        for path in fetch_data("commonsense_15k", out, source):
+            assert path.read_bytes() == (wanted / path.name).read_bytes()
+    assert len(asked) == 1 and asked[0].endswith("/ft-training_set/commonsense_15k.json")
+
+
+def test_a_whole_commonsense_15k_is_not_taken_for_its_part(copies: Path, tmp_path: Path):
+    """As an earlier version stored it: scored on its own rows it would shine."""
+    (tmp_path / "commonsense_15k").mkdir()
+    (tmp_path / "commonsense_15k" / "train.json").write_bytes(whole_15k(copies))
+    with pytest.raises(UserError, match=r"train\.json is not the published .*; remove it"):
+        fetch_data("commonsense_15k", tmp_path, copies)
 
 
 def test_a_suite_brings_what_is_there_and_names_what_is_not(copies: Path, tmp_path: Path):

@@ -34,7 +34,8 @@ def test_glue_row(name):
 def test_training_suites():
     assert get_task("math").train_file == "math_10k"
     assert get_task("commonsense").train_file == "commonsense_170k"
-    assert get_task("commonsense_15k").train_file == "commonsense_15k"
+    assert get_task("commonsense_15k").train_file == get_task("commonsense_15k").test_file == "commonsense_15k"
+    assert not get_task("commonsense_15k").tests_its_suite and get_task("boolq").tests_its_suite
     assert get_task("math_clean").train_file == "math_10k_clean"
     assert len(TASKS) == 8 + 7 + 8 + 4 + 1
 

@@ -150,3 +150,4 @@ def test_sizes_of_real_training_sets(shared_data):
     assert {name: len(load_examples(get_task(name), "train", folder)) for name in sizes} == sizes
     parts = [load_examples(get_task("commonsense_15k"), split, folder) for split in ("train", "validation")]
     assert sum(map(len, parts)) == 15_119
+    assert load_examples(get_task("commonsense_15k"), "test", folder) == parts[1]  # the rest of the set is its test
