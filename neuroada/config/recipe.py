@@ -44,6 +44,9 @@ class Adapter(Section):
     selection: Literal["magnitude", "gradient", "reverse", "random"] = Field(
         default="magnitude", description="how the connections are chosen"
     )
+    calibration_examples: Positive | Literal["all"] = Field(
+        default=8, description="of selection gradient: training examples that it sums over; all: the whole training set"
+    )
     selection_file: Text | None = Field(
         default=None, description="connections chosen before, by `neuroada select`; instead of `selection`"
     )
@@ -77,7 +80,7 @@ class Adapter(Section):
 
     @property
     def selects_later(self) -> bool:
-        """Whether the connections come after the model is loaded: from a file, or from a first batch's gradient."""
+        """Whether the connections come after the model is loaded: from a file, or from training examples."""
         return self.selection == "gradient" or self.selection_file is not None
 
 

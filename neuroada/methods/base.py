@@ -6,7 +6,7 @@ A new method is a subclass of `Method`, or of `PeftMethod` where PEFT has it, an
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -31,6 +31,16 @@ class Change(NamedTuple):
     module: str
     squared: float
     entries: int
+
+
+class Calibration(Protocol):
+    """The training examples that a method may choose by, adapter.calibration_examples of them, in passes of a few.
+
+    The passes depend on the recipe alone: they are the same for any engine and world size, and every rank runs them.
+    """
+
+    def backwards(self) -> list[Callable[[], object]]:
+        """Each runs the model, not the engine around it, on one pass, and the backward of its part of their loss."""
 
 
 class Method(ABC):
@@ -117,8 +127,8 @@ class Method(ABC):
     def initialise(self, model: nn.Module) -> None:
         """Set what `attach` added, of a model that was built without values and has its base's by now. Collective."""
 
-    def choose(self, engine: "Engine", model: nn.Module, backward: Callable[[], object]) -> None:
-        """Choose what trains by a gradient: `backward` runs the model on a first batch. Collective."""
+    def choose(self, engine: "Engine", model: nn.Module, calibration: Calibration) -> None:
+        """Choose what trains, where that takes examples. Collective."""
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:

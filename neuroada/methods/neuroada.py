@@ -1,6 +1,5 @@
 """NeuroAda: k connections of every neuron, written into the weight as it is used."""
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,7 @@ from neuroada.adapter import NeuroAdaConfig, NeuroAdaLinear
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.engines import Engine
 from neuroada.errors import UserError
-from neuroada.methods.base import WHOLE
+from neuroada.methods.base import WHOLE, Calibration
 from neuroada.methods.connections import choose_connections
 from neuroada.methods.kernel import pin_kernel
 from neuroada.methods.peft_method import USAGE, PeftMethod
@@ -65,9 +64,9 @@ class NeuroAda(PeftMethod):
             if not self.adapter.selects_later:
                 layer.select("default", tuner.peft_config["default"])
 
-    def choose(self, engine: Engine, model: nn.Module, backward: Callable[[], object]) -> None:
+    def choose(self, engine: Engine, model: nn.Module, calibration: Calibration) -> None:
         if self.adapter.selects_later:
-            choose_connections(engine, cast(Any, model).base_model, self.recipe, backward)
+            choose_connections(engine, cast(Any, model).base_model, self.recipe, calibration)
 
     def kind(self, name: str) -> str:
         return "idx" if ".neuroada_idx." in name else super().kind(name)
