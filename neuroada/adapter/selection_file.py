@@ -72,7 +72,9 @@ def apply_selection(model: NeuroAdaModel, adapter: str, path: Path) -> None:
             f"{path}: was made from other weights than the model's (base_fingerprint "
             f"{metadata['base_fingerprint']}, here {found}); select from this model"
         )
-    config.selection, config.seed = metadata["selection"], int(metadata["seed"])
+    config.selection = metadata["selection"]
+    if config.neuron_fraction == 1:  # else the seed has chosen the neurons too
+        config.seed = int(metadata["seed"])
 
 
 def _content_hash(connections: Mapping[str, torch.Tensor]) -> str:

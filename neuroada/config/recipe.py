@@ -50,6 +50,13 @@ class Adapter(Section):
     selection_file: Text | None = Field(
         default=None, description="connections chosen before, by `neuroada select`; instead of `selection`"
     )
+    neuron_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="of neuroada: the part of each layer's neurons that trains"
+    )
+    neuron_choice: Literal["random", "norm"] = Field(
+        default="random",
+        description="which neurons those are: any, by train.seed, or those whose weights have the largest L2 norm",
+    )
     target_modules: Annotated[list[Text], Field(min_length=1), WrapValidator(_all_linear)] = Field(
         description="names of Linear modules, or their ends after a dot; all-linear: every one but the output layer"
     )

@@ -56,6 +56,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     strategies: ClassVar[tuple[str, ...]] = WHOLE
+    chooses_neurons: ClassVar[bool] = False  # whether adapter.neuron_fraction is followed
     chooses_places: ClassVar[bool] = False  # whether adapter.exclude_modules and adapter.layers are followed
     unsupported: ClassVar[dict[str, str]] = {}
     adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
@@ -96,6 +97,12 @@ class Method(ABC):
                     f"adapter.{field}: is of methods that choose where they adapt, such as neuroada and lora, not of "
                     f"{self.name}; leave it out"
                 )
+        if (fraction := self.adapter.neuron_fraction) < 1 and not self.chooses_neurons:
+            raise UserError(f"adapter.neuron_fraction = {fraction}: is of neuroada, not of {self.name}; leave it out")
+        if fraction < 1 and self.adapter.target_parameters:
+            raise UserError(
+                f"adapter.neuron_fraction = {fraction}: not for experts; leave adapter.target_parameters out"
+            )
         if strategy not in self.strategies:
             reason = self.unsupported.get(strategy, "it chooses its entries from weights that are not loaded yet")
             raise UserError(

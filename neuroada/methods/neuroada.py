@@ -1,5 +1,8 @@
 """NeuroAda: k connections of every neuron, written into the weight as it is used."""
 
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -7,10 +10,13 @@ from torch import nn
 
 from neuroada import sharding
 from neuroada.adapter import NeuroAdaConfig, NeuroAdaLinear
+from neuroada.adapter.adapter_file import read_config
 from neuroada.adapter.fingerprint import fingerprint
+from neuroada.adapter.neurons import frozen_count
 from neuroada.engines import Engine
 from neuroada.errors import UserError
-from neuroada.methods.base import WHOLE, Calibration
+from neuroada.files import StoredTensor
+from neuroada.methods.base import WHOLE, Calibration, Change
 from neuroada.methods.connections import choose_connections
 from neuroada.methods.kernel import pin_kernel
 from neuroada.methods.peft_method import USAGE, PeftMethod
@@ -23,12 +29,15 @@ class NeuroAda(PeftMethod):
     prefix = "neuroada_"
     values = ".neuroada_delta"
     chooses_places = True
+    chooses_neurons = True
     strategies = (*WHOLE, "zero3", "fsdp2")
     adapts_experts = True
     usage = f"import neuroada  # PEFT knows the method from here on\n{USAGE}"
 
     def describe(self) -> str:
         told = f"NeuroAda, k = {self.adapter.k}"
+        if self.adapter.neuron_fraction < 1:
+            told += f" of {self.adapter.neuron_fraction:.4g} of the neurons ({self.adapter.neuron_choice})"
         return told if self.adapter.selection == "magnitude" else f"{told}, {self.adapter.selection} selection"
 
     def config(self, task_type: str) -> NeuroAdaConfig:
@@ -38,6 +47,8 @@ class NeuroAda(PeftMethod):
             k=self.adapter.k,
             selection=selection,
             target_parameters=self.adapter.target_parameters,
+            neuron_fraction=self.adapter.neuron_fraction,
+            neuron_choice=self.adapter.neuron_choice,
             seed=self.seed,
             task_type=task_type,
             **self.places,
@@ -61,6 +72,7 @@ class NeuroAda(PeftMethod):
         tuner = cast(Any, model)
         for layer in _layers(model):
             sharding.stored(layer.neuroada_delta["default"]).zero_()
+            layer.freeze_neurons("default", tuner.peft_config["default"])
             if not self.adapter.selects_later:
                 layer.select("default", tuner.peft_config["default"])
 
@@ -70,6 +82,21 @@ class NeuroAda(PeftMethod):
 
     def kind(self, name: str) -> str:
         return "idx" if ".neuroada_idx." in name else super().kind(name)
+
+    def trainable(self, model: nn.Module) -> int:
+        """Without the deltas of frozen neurons, which are stored and stay 0."""
+        frozen = sum(
+            sharding.shape(layer.neuroada_delta["default"])[-1]
+            * frozen_count(layer.out_features, self.adapter.neuron_fraction)
+            for layer in _layers(model)
+        )
+        return super().trainable(model) - frozen
+
+    @classmethod
+    def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:
+        fraction = getattr(read_config(saved), "neuron_fraction", 1.0)
+        for change in super().changes(saved, base):
+            yield change._replace(entries=math.ceil(change.entries * fraction))
 
     def base_fingerprint(self, model: nn.Module) -> str | None:
         return fingerprint(_layers(model), "default")
