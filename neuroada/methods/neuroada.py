@@ -10,12 +10,12 @@ from torch import nn
 
 from neuroada import sharding
 from neuroada.adapter import NeuroAdaConfig, NeuroAdaLinear
-from neuroada.adapter.adapter_file import read_config
+from neuroada.adapter.adapter_file import AGAIN, CONFIG_FILE
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.neurons import frozen_count
 from neuroada.engines import Engine
 from neuroada.errors import UserError
-from neuroada.files import StoredTensor
+from neuroada.files import StoredTensor, read_json
 from neuroada.methods.base import WHOLE, Calibration, Change
 from neuroada.methods.connections import choose_connections
 from neuroada.methods.kernel import pin_kernel
@@ -94,7 +94,10 @@ class NeuroAda(PeftMethod):
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:
-        fraction = getattr(read_config(saved), "neuron_fraction", 1.0)
+        content = read_json(saved / CONFIG_FILE, remedy=AGAIN)
+        fraction = content.get("neuron_fraction", 1.0) if isinstance(content, dict) else 1.0
+        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+            raise UserError(f"{saved / CONFIG_FILE}: neuron_fraction is {fraction!r}, not a number up to 1; {AGAIN}")
         for change in super().changes(saved, base):
             yield change._replace(entries=math.ceil(change.entries * fraction))
 
