@@ -36,7 +36,14 @@ def add_weighted_adapter(
     _check(model, adapters, weights, name, combination_type, density)
     first = model.peft_config[adapters[0]]
     model.peft_config[name] = type(first)(
-        **{**_fields(first), "k": 1, "k_pattern": None, "selection": "magnitude", "base_fingerprint": None}
+        **{
+            **_fields(first),
+            "k": 1,
+            "k_pattern": None,
+            "selection": "magnitude",
+            "neuron_fraction": 1.0,
+            "base_fingerprint": None,
+        }
     )
     model.peft_config[name].target_modules = {layer.name for layer in _layers(model, adapters)}
     model.inject_adapter(model.model, name)

@@ -4,10 +4,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_args
 
 from peft import PeftConfig
 
+from neuroada.adapter.neurons import NeuronChoice
 from neuroada.adapter.selection import Selection
 from neuroada.errors import UserError
 
@@ -46,7 +47,11 @@ class NeuroAdaConfig(PeftConfig):
         layers_pattern: what stands before the number in a layer's name, where that is unusual.
         trainable_token_indices: tokens whose embeddings train too: a list, or a dictionary from an embedding's name.
         init_weights: start from the base (deltas of zero). False: from noise, for tests.
-        seed: of selection = random.
+        neuron_fraction: the part of each layer's neurons that trains; the deltas of the others stay 0, and take as much
+            memory and file as those that train.
+        neuron_choice: which neurons those are: random (from `seed`) or norm (those whose weights have the largest L2
+            norm).
+        seed: of selection = random and neuron_choice = random.
         base_fingerprint: written with a trained adapter: a checksum of the base weights under its connections, compared
             when it is loaded. Set it to None to load the adapter over other weights on purpose.
         connections_sha256: written with a saved adapter: of its indices and deltas, compared when its file is read.
@@ -65,7 +70,9 @@ class NeuroAdaConfig(PeftConfig):
         default=None, metadata={"help": "tokens whose embeddings train too"}
     )
     init_weights: bool = field(default=True, metadata={"help": "start from the base; False: from noise, for tests"})
-    seed: int = field(default=0, metadata={"help": "of selection = random"})
+    neuron_fraction: float = field(default=1.0, metadata={"help": "the part of each layer's neurons that trains"})
+    neuron_choice: NeuronChoice = field(default="random", metadata={"help": "random | norm: which neurons"})
+    seed: int = field(default=0, metadata={"help": "of selection = random and neuron_choice = random"})
     base_fingerprint: str | None = field(default=None, metadata={"help": "checksum of the base under the connections"})
     connections_sha256: str | None = field(default=None, metadata={"help": "checksum of the indices and deltas"})
 
@@ -81,6 +88,7 @@ class NeuroAdaConfig(PeftConfig):
         choices = ("magnitude", "gradient", "reverse", "random")
         if self.selection not in choices:
             raise UserError(f"selection = {self.selection!r}: must be one of {', '.join(choices)}")
+        self._check_neurons()
         if isinstance(self.target_parameters, str):
             raise UserError(f"target_parameters = {self.target_parameters!r}: must be a list of names")
         # As PEFT's own: a set has no order to depend on; its files are sorted.
@@ -97,6 +105,17 @@ class NeuroAdaConfig(PeftConfig):
                     )
         if self.layers_pattern and not self.layers_to_transform and self.layers_to_transform != 0:
             raise UserError(f"layers_pattern = {self.layers_pattern!r}: needs layers_to_transform; name the layers")
+
+    def _check_neurons(self) -> None:
+        fraction = self.neuron_fraction
+        if not isinstance(fraction, int | float) or isinstance(fraction, bool) or not 0 < fraction <= 1:
+            raise UserError(f"neuron_fraction = {fraction!r}: must be a number above 0, up to 1")
+        if self.neuron_choice not in get_args(NeuronChoice):
+            raise UserError(
+                f"neuron_choice = {self.neuron_choice!r}: must be one of {', '.join(get_args(NeuronChoice))}"
+            )
+        if fraction < 1 and not self.init_weights:
+            raise UserError(f"neuron_fraction = {fraction}: frozen neurons start at 0; leave init_weights = False out")
 
     def k_of(self, module: str) -> int:
         """The k of the module of this name."""

@@ -14,6 +14,7 @@ from neuroada.adapter import mixed
 from neuroada.adapter.base_weight import base_weight
 from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.hooks import brought, call_with_hooks, has_hooks
+from neuroada.adapter.neurons import frozen_neurons
 from neuroada.adapter.parameters import AdapterParameters
 from neuroada.adapter.selection import select_top_k
 from neuroada.errors import UserError
@@ -51,6 +52,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         self.quantisation = self.base.quantisation  # of the weights the adapter belongs to, which a merge makes dense
         self.neuroada_idx = AdapterParameters()
         self.neuroada_delta = AdapterParameters()
+        self.frozen: dict[str, torch.Tensor | None] = {}  # by adapter: `frozen_neurons`; None: not known yet
         self.unselected: set[str] = set()  # adapters whose connections are not known to be chosen or loaded
         self._disable_adapters = False
         self._active_adapter: list[str] = []
@@ -88,17 +90,33 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             self.neuroada_delta[adapter] = nn.Parameter(delta)
             sharding.adopt(self, weight, self._params(adapter))
         self.unselected.add(adapter)
+        self.freeze_neurons(adapter, config)
         loading = config.base_fingerprint is not None or self._params(adapter)[0].is_meta
         if not loading and config.selection != "gradient":
             self.select(adapter, config)
 
     def select(self, adapter: str, config: NeuroAdaConfig) -> None:
         """Choose the adapter's connections from the weight. Collective where the weight is sharded."""
+        self.freeze_neurons(adapter, config)
         k = config.k_of(self.name)
         ranked = config.selection == "magnitude" and not self.merged_adapters
         with self.base.ranked_rows(k) if ranked else self._base_rows() as (rows, weight):
             idx = select_top_k(weight, k, config.selection, first_row=rows.start, seed=config.seed)
             self.set_connections(adapter, rows, idx, weight)
+
+    def freeze_neurons(self, adapter: str, config: NeuroAdaConfig) -> None:
+        """Note which neurons the adapter does not train; later, if that takes a weight that is on the meta device.
+        Collective where the weight is sharded."""
+        if config.neuron_fraction < 1:
+            known = config.neuron_choice == "random" or not self.base.stored.is_meta
+            self.frozen[adapter] = frozen_neurons(self, config) if known else None
+
+    def base_norms(self) -> torch.Tensor:
+        """The L2 norm of every row of the base weight, [out] fp32, on every rank. Collective if sharded."""
+        with self._base_rows() as (_, weight):
+            # Summed in float64: the same after rounding, however many rows a rank works on.
+            norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True, dtype=torch.float64)
+        return self.base.join_rows(norms.float()).flatten()
 
     def set_connections(self, adapter: str, rows: slice, idx: torch.Tensor, weight: torch.Tensor) -> None:
         """Store `rows` of the indices, [rows, k] int64; `weight` holds those rows of the base, [rows, in]."""
@@ -159,11 +177,26 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             connections = {name: (self.neuroada_idx[name], self.neuroada_delta[name]) for name in adapters}
             return mixed.product(x, mixture, self.base, connections)
         if len(adapters) == 1:
-            idx, delta = self._params(adapters[0])
+            idx, delta = self.neuroada_idx[adapters[0]], self._trained(adapters[0])
             return in_weight_linear(x, self.base.stored, self.base.bias, idx, delta, self.base.format)
         indices = torch.cat([self.neuroada_idx[name] for name in adapters], 1)
-        deltas = torch.cat([self.neuroada_delta[name] for name in adapters], 1)
+        deltas = torch.cat([self._trained(name) for name in adapters], 1)
         return in_weight_linear(x, self.base.stored, self.base.bias, indices, deltas, self.base.format, repeated=True)
+
+    def _trained(self, adapter: str) -> torch.Tensor:
+        """The adapter's deltas as a pass uses them: those of frozen neurons get a gradient of 0."""
+        delta = self.neuroada_delta[adapter]
+        if adapter not in self.frozen or not (torch.is_grad_enabled() and delta.requires_grad):
+            return delta
+        frozen = self.frozen[adapter]
+        if frozen is None:
+            raise UserError(
+                f"neuron_choice = norm: {self.name} was on the meta device when adapter {adapter!r} was attached; call "
+                f"freeze_neurons of each layer once its weight is loaded, or use neuron_choice = random"
+            )
+        if frozen.device != delta.device:
+            frozen = self.frozen[adapter] = frozen.to(delta.device)
+        return torch.where(frozen[:, None], delta.detach(), delta)
 
     def is_known(self, adapter: str) -> bool:
         """Whether the base's values under the adapter's connections can be read: chosen, and not on the meta device."""
@@ -259,6 +292,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         super().delete_adapter(adapter_name)
         self.unselected.discard(adapter_name)
         self.trained_on.pop(adapter_name, None)
+        self.frozen.pop(adapter_name, None)
         self._whole_idx.pop(adapter_name, None)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:

@@ -50,6 +50,11 @@ class NeuroAdaModel(BaseTuner):
                 "selection = 'gradient', or a selection file: not for experts (target_parameters), of which a batch "
                 "reaches a few; use magnitude, or name target_modules alone"
             )
+        if config.target_parameters and config.neuron_fraction < 1:
+            raise UserError(
+                f"neuron_fraction = {config.neuron_fraction}: not for experts (target_parameters); name target_modules "
+                f"alone"
+            )
         return super()._prepare_adapter_config(config, model_config)
 
     def adapted_layers(self, adapter: str) -> list[NeuroAdaLinear]:

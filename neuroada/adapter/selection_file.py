@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import torch
 
-from neuroada import sharding
 from neuroada.adapter.fingerprint import checksum
 from neuroada.adapter.model import NeuroAdaModel
 from neuroada.adapter.selection import Selection
@@ -61,7 +60,7 @@ def apply_selection(model: NeuroAdaModel, adapter: str, path: Path) -> None:
                 f"{path}: {key} is {tuple(idx.shape)} up to column {int(idx.max())}, the layer "
                 f"{layer.out_features} x {layer.in_features}; select from this model"
             )
-        with sharding.own_rows(layer.base_layer.weight) as (rows, weight):
+        with layer.base.own_rows() as (rows, weight):
             layer.set_connections(adapter, rows, idx[rows].to(weight.device), weight)
 
     def stored() -> Iterable[tuple[str, torch.Tensor, torch.Tensor]]:
@@ -73,7 +72,9 @@ def apply_selection(model: NeuroAdaModel, adapter: str, path: Path) -> None:
             f"{path}: was made from other weights than the model's (base_fingerprint "
             f"{metadata['base_fingerprint']}, here {found}); select from this model"
         )
-    config.selection, config.seed = metadata["selection"], int(metadata["seed"])
+    config.selection = metadata["selection"]
+    if config.neuron_fraction == 1:  # else the seed has chosen the neurons too
+        config.seed = int(metadata["seed"])
 
 
 def _content_hash(connections: Mapping[str, torch.Tensor]) -> str:

@@ -44,8 +44,18 @@ class Adapter(Section):
     selection: Literal["magnitude", "gradient", "reverse", "random"] = Field(
         default="magnitude", description="how the connections are chosen"
     )
+    calibration_examples: Positive | Literal["all"] = Field(
+        default=8, description="of selection gradient: training examples that it sums over; all: the whole training set"
+    )
     selection_file: Text | None = Field(
         default=None, description="connections chosen before, by `neuroada select`; instead of `selection`"
+    )
+    neuron_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="of neuroada: the part of each layer's neurons that trains"
+    )
+    neuron_choice: Literal["random", "norm"] = Field(
+        default="random",
+        description="which neurons those are: any, by train.seed, or those whose weights have the largest L2 norm",
     )
     target_modules: Annotated[list[Text], Field(min_length=1), WrapValidator(_all_linear)] = Field(
         description="names of Linear modules, or their ends after a dot; all-linear: every one but the output layer"
@@ -77,7 +87,7 @@ class Adapter(Section):
 
     @property
     def selects_later(self) -> bool:
-        """Whether the connections come after the model is loaded: from a file, or from a first batch's gradient."""
+        """Whether the connections come after the model is loaded: from a file, or from training examples."""
         return self.selection == "gradient" or self.selection_file is not None
 
 

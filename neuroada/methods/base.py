@@ -6,7 +6,7 @@ A new method is a subclass of `Method`, or of `PeftMethod` where PEFT has it, an
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -33,6 +33,16 @@ class Change(NamedTuple):
     entries: int
 
 
+class Calibration(Protocol):
+    """The training examples that a method may choose by, adapter.calibration_examples of them, in passes of a few.
+
+    The passes depend on the recipe alone: they are the same for any engine and world size, and every rank runs them.
+    """
+
+    def backwards(self) -> list[Callable[[], object]]:
+        """Each runs the model, not the engine around it, on one pass, and the backward of its part of their loss."""
+
+
 class Method(ABC):
     """What trains: attached to a base model, saved as an adapter or as a model.
 
@@ -46,6 +56,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     strategies: ClassVar[tuple[str, ...]] = WHOLE
+    chooses_neurons: ClassVar[bool] = False  # whether adapter.neuron_fraction is followed
     chooses_places: ClassVar[bool] = False  # whether adapter.exclude_modules and adapter.layers are followed
     unsupported: ClassVar[dict[str, str]] = {}
     adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
@@ -87,6 +98,12 @@ class Method(ABC):
                     f"adapter.{field}: is of methods that choose where they adapt, such as neuroada and lora, not of "
                     f"{self.name}; leave it out"
                 )
+        if (fraction := self.adapter.neuron_fraction) < 1 and not self.chooses_neurons:
+            raise UserError(f"adapter.neuron_fraction = {fraction}: is of neuroada, not of {self.name}; leave it out")
+        if fraction < 1 and self.adapter.target_parameters:
+            raise UserError(
+                f"adapter.neuron_fraction = {fraction}: not for experts; leave adapter.target_parameters out"
+            )
         if strategy not in self.strategies:
             reason = self.unsupported.get(strategy, "it chooses its entries from weights that are not loaded yet")
             raise UserError(
@@ -118,8 +135,8 @@ class Method(ABC):
     def initialise(self, model: nn.Module) -> None:
         """Set what `attach` added, of a model that was built without values and has its base's by now. Collective."""
 
-    def choose(self, engine: "Engine", model: nn.Module, backward: Callable[[], object]) -> None:
-        """Choose what trains by a gradient: `backward` runs the model on a first batch. Collective."""
+    def choose(self, engine: "Engine", model: nn.Module, calibration: Calibration) -> None:
+        """Choose what trains, where that takes examples. Collective."""
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:

@@ -1,6 +1,5 @@
-"""Connections that are chosen once the model runs: from a file, or by the gradient of a first batch."""
+"""Connections that are chosen once the model runs: from a file, or by the gradient of training examples."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from neuroada.adapter import NeuroAdaModel, select_by_gradient
@@ -8,11 +7,12 @@ from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.selection_file import apply_selection, write_selection
 from neuroada.config.recipe import Recipe
 from neuroada.engines import Engine
+from neuroada.methods.base import Calibration
 from neuroada.sharding import whole
 
 
-def choose_connections(engine: Engine, tuner: NeuroAdaModel, recipe: Recipe, backward: Callable[[], object]) -> None:
-    """Apply adapter.selection_file, or select by the gradient that `backward` makes: the same batch on every rank.
+def choose_connections(engine: Engine, tuner: NeuroAdaModel, recipe: Recipe, calibration: Calibration) -> None:
+    """Apply adapter.selection_file, or select by the gradient of the calibration examples.
 
     What the gradient chose is kept in the run's folder and read again by the run's next life: another engine may round
     differently, and the deltas belong to these connections. Collective.
@@ -21,7 +21,7 @@ def choose_connections(engine: Engine, tuner: NeuroAdaModel, recipe: Recipe, bac
     if recipe.adapter.selection_file is not None or kept.exists():
         apply_selection(tuner, "default", Path(recipe.adapter.selection_file or kept))
         return
-    select_by_gradient(tuner, "default", backward)
+    select_by_gradient(tuner, "default", calibration.backwards())
     layers = tuner.adapted_layers("default")
     connections = {}
     for layer in sorted(layers, key=lambda layer: layer.name):

@@ -1,6 +1,8 @@
 """NeuroAda: k connections of every neuron, written into the weight as it is used."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -8,10 +10,13 @@ from torch import nn
 
 from neuroada import sharding
 from neuroada.adapter import NeuroAdaConfig, NeuroAdaLinear
+from neuroada.adapter.adapter_file import AGAIN, CONFIG_FILE
 from neuroada.adapter.fingerprint import fingerprint
+from neuroada.adapter.neurons import frozen_count
 from neuroada.engines import Engine
 from neuroada.errors import UserError
-from neuroada.methods.base import WHOLE
+from neuroada.files import StoredTensor, read_json
+from neuroada.methods.base import WHOLE, Calibration, Change
 from neuroada.methods.connections import choose_connections
 from neuroada.methods.kernel import pin_kernel
 from neuroada.methods.peft_method import USAGE, PeftMethod
@@ -25,12 +30,15 @@ class NeuroAda(PeftMethod):
     prefix = "neuroada_"
     values = ".neuroada_delta"
     chooses_places = True
+    chooses_neurons = True
     strategies = (*WHOLE, "zero3", "fsdp2")
     adapts_experts = True
     usage = f"import neuroada  # PEFT knows the method from here on\n{USAGE}"
 
     def describe(self) -> str:
         told = f"NeuroAda, k = {self.adapter.k}"
+        if self.adapter.neuron_fraction < 1:
+            told += f" of {self.adapter.neuron_fraction:.4g} of the neurons ({self.adapter.neuron_choice})"
         return told if self.adapter.selection == "magnitude" else f"{told}, {self.adapter.selection} selection"
 
     def config(self, task_type: str) -> NeuroAdaConfig:
@@ -40,6 +48,8 @@ class NeuroAda(PeftMethod):
             k=self.adapter.k,
             selection=selection,
             target_parameters=self.adapter.target_parameters,
+            neuron_fraction=self.adapter.neuron_fraction,
+            neuron_choice=self.adapter.neuron_choice,
             seed=self.seed,
             task_type=task_type,
             **self.places,
@@ -63,15 +73,34 @@ class NeuroAda(PeftMethod):
         tuner = cast(Any, model)
         for layer in _layers(model):
             sharding.stored(layer.neuroada_delta["default"]).zero_()
+            layer.freeze_neurons("default", tuner.peft_config["default"])
             if not self.adapter.selects_later:
                 layer.select("default", tuner.peft_config["default"])
 
-    def choose(self, engine: Engine, model: nn.Module, backward: Callable[[], object]) -> None:
+    def choose(self, engine: Engine, model: nn.Module, calibration: Calibration) -> None:
         if self.adapter.selects_later:
-            choose_connections(engine, cast(Any, model).base_model, self.recipe, backward)
+            choose_connections(engine, cast(Any, model).base_model, self.recipe, calibration)
 
     def kind(self, name: str) -> str:
         return "idx" if ".neuroada_idx." in name else super().kind(name)
+
+    def trainable(self, model: nn.Module) -> int:
+        """Without the deltas of frozen neurons, which are stored and stay 0."""
+        frozen = sum(
+            sharding.shape(layer.neuroada_delta["default"])[-1]
+            * frozen_count(layer.out_features, self.adapter.neuron_fraction)
+            for layer in _layers(model)
+        )
+        return super().trainable(model) - frozen
+
+    @classmethod
+    def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:
+        content = read_json(saved / CONFIG_FILE, remedy=AGAIN)
+        fraction = content.get("neuron_fraction", 1.0) if isinstance(content, dict) else 1.0
+        if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+            raise UserError(f"{saved / CONFIG_FILE}: neuron_fraction is {fraction!r}, not a number up to 1; {AGAIN}")
+        for change in super().changes(saved, base):
+            yield change._replace(entries=math.ceil(change.entries * fraction))
 
     def base_fingerprint(self, model: nn.Module) -> str | None:
         return fingerprint(_layers(model), "default")

@@ -60,7 +60,7 @@ def _keys(scores: torch.Tensor, selection: Selection, first_row: int, seed: int)
     reversed_columns = 0xFFFF - torch.arange(scores.shape[1], device=scores.device)
     if selection == "random":
         rows = torch.arange(first_row, first_row + len(scores), device=scores.device)[:, None]
-        strength = _hash((rows << 16) + (0xFFFF - reversed_columns), seed) & 0x7FFF_FFFF
+        strength = scramble((rows << 16) + (0xFFFF - reversed_columns), seed) & 0x7FFF_FFFF
         return (strength << 16) + reversed_columns
     # A non-negative float's bits, read as an integer, are in the order of its value; the sign bit is cleared.
     if scores.dtype in (torch.bfloat16, torch.float16):
@@ -74,7 +74,7 @@ def _keys(scores: torch.Tensor, selection: Selection, first_row: int, seed: int)
     return keys.bitwise_or_(reversed_columns)
 
 
-def _hash(x: torch.Tensor, seed: int) -> torch.Tensor:
+def scramble(x: torch.Tensor, seed: int) -> torch.Tensor:
     """splitmix64's finaliser (Steele, Lea and Flood, 2014) in wrapping int64: the same bits on every device."""
     x = x + (seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % (1 << 63)
     for shift, factor in ((30, 0x3F58476D1CE4E5B9), (27, 0x14D049BB133111EB)):

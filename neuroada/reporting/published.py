@@ -26,6 +26,8 @@ def published() -> dict[str, Any]:
 def published_scores(run: RunFolder) -> dict[str, float]:
     """{task: published accuracy, 0..1} of this model at this k; empty where nothing was published."""
     adapter, name = run.recipe["adapter"], PUBLISHED_NAMES.get(run.recipe["model"])
+    if adapter.get("neuron_fraction", 1.0) < 1:
+        return {}
     wanted = (name, PUBLISHED_METHOD, "magnitude", adapter["k"])
     own = (adapter["method"], adapter["selection"])
     rows = [row for row in published()["rows"] if (row["model"], *own, row["k"]) == wanted]

@@ -25,15 +25,13 @@ from neuroada.objectives import Objective, Validation, make_objective
 from neuroada.runs.metadata import write_metadata
 from neuroada.training.banner import describe, describe_time
 from neuroada.training.builder import RecipeModelBuilder
+from neuroada.training.calibration import ExampleCalibration
 from neuroada.training.checkpoint import check_unused, find_checkpoint, restore_checkpoint, save_checkpoint
 from neuroada.training.metrics import Metrics
 from neuroada.training.preflight import check_ranks, check_space
 from neuroada.training.sample_order import share
 from neuroada.training.schedule import lr_at
 from neuroada.training.signals import StopRequest
-
-CALIBRATION = 8
-"""Sequences of the batch whose gradient selects: few enough for one forward pass of any micro batch."""
 
 
 def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
@@ -103,6 +101,7 @@ class Trainer:
             check_unused(recipe)
             compute = check_dtype(recipe.train.dtype, engine.device)
             self.objective.load_data(load_tokenizer(recipe.model))
+            self.calibration = ExampleCalibration(recipe, self.objective)
             self.validation: Validation | None = self.objective.validation(engine)
         check_ranks(engine, recipe, self.objective.data_fingerprint)
         torch.manual_seed(recipe.train.seed)
@@ -119,14 +118,7 @@ class Trainer:
             cast(Any, self.model).gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
         engine.start(self.model, micro_batches)
-        self.method.choose(engine, self.model, self._calibrate)
-
-    def _calibrate(self) -> None:
-        """Backward of the first examples, for a method that chooses by their gradient."""
-        chosen = self.objective.batch(0, CALIBRATION)
-        # Not through the engine, which would count this pass as a part of a step.
-        self.objective.loss(self.model, chosen, chosen, self.engine.device).backward()
-        self.engine.release()
+        self.method.choose(engine, self.model, self.calibration.on(engine, self.model))
 
     def resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the steps that are done. Collective."""
