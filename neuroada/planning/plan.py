@@ -11,13 +11,14 @@ from neuroada.hf.config import find_config
 from neuroada.methods import make_method
 from neuroada.planning.frozen import Frozen
 from neuroada.planning.step import Step, record_step
-from neuroada.planning.strategies import STRATEGIES, Memory, memory
+from neuroada.planning.strategies import STRATEGIES, Memory, memory, shard_ranks
 from neuroada.planning.traffic import Work, work
 from neuroada.registry import METHODS
 
 GIB = 2**30
 CONTEXT_BYTES = GIB  # CUDA's context, the libraries' workspaces and NCCL's buffers
 FRAGMENTATION = 1.05  # of the allocator, over the bytes alive
+HYBRID = "fsdp2_hybrid"  # the name of fsdp2 with engine.shard_size
 
 # zero0 is for comparison: no engine runs it. Its memory is that of one process.
 _RUNNABLE = tuple(name for name in STRATEGIES if name not in ("single", "zero0"))
@@ -80,7 +81,7 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
         UserError: the model's configuration is nowhere, the batch does not divide over the ranks, or no strategy fits
             the card; then it says what would.
     """
-    own, zero = own_strategy(recipe, world_size)
+    own, options = own_strategy(recipe, world_size)
     recipe = recipe.model_copy(deep=True)
     recipe.train.micro_batch_size = recipe.micro_batch(world_size)
     accumulating = recipe.micro_batches(world_size) > 1
@@ -88,12 +89,11 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
     step = record_step(recipe, config, accumulating)
     names = ("single", "zero3_offload") if world_size == 1 else ("zero0", *_runnable(world_size))
     ranks = [rank_plan(recipe, config, step, name, world_size, card_bytes) for name in names]
-    if card_bytes is None:
-        chosen = next((rank for rank in ranks if rank.strategy == own and zero is None), None)
-        if chosen is None:
-            chosen = rank_plan(recipe, config, step, own, world_size, card_bytes, zero)
-            ranks.append(chosen)
-    else:
+    chosen = next((rank for rank in ranks if rank.strategy == own and options is None), None)
+    if chosen is None and (card_bytes is None or own == "fsdp2"):
+        chosen = rank_plan(recipe, config, step, own, world_size, card_bytes, options)
+        ranks.insert(_place(ranks, chosen), chosen)
+    if card_bytes is not None:
         fitting = [rank for rank in ranks if rank.fits and rank.strategy != "zero0"]
         if not fitting:
             raise UserError(
@@ -102,7 +102,14 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
                 f"under every strategy; {_what_would_fit(recipe, config, world_size, card_bytes)}"
             )
         chosen = fitting[0]
+    assert chosen is not None
     return Plan(recipe, origin, step, ranks, chosen)
+
+
+def _place(ranks: list[RankPlan], own: RankPlan) -> int:
+    """Where the recipe's own row stands among the strategies, which go from the cheapest to run to the dearest."""
+    names = [rank.strategy for rank in ranks]
+    return names.index("fsdp2") if own.strategy == HYBRID else len(ranks)
 
 
 def rank_plan(
@@ -112,13 +119,16 @@ def rank_plan(
     strategy: str,
     world_size: int,
     card_bytes: float | None,
-    zero: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> RankPlan:
-    """zero: the zero_optimization section of the user's own DeepSpeed file, whose `strategy` is the nearest of ours."""
-    held = memory(step, strategy, world_size, zero)
+    """options: as of `own_strategy`, of which `strategy` is the nearest of ours."""
+    held = memory(step, strategy, world_size, options)
     fits = None if card_bytes is None else needed(held.peak_bytes) <= card_bytes
-    name = strategy if zero is None else Path(recipe.engine.ds_config).stem
-    return RankPlan(world_size, name, held, work(recipe, config, step, strategy, world_size), fits)
+    name = strategy
+    if options is not None:
+        name = HYBRID if strategy == "fsdp2" else Path(recipe.engine.ds_config).stem
+    done = work(recipe, config, step, strategy, world_size, shard_ranks(world_size, options))
+    return RankPlan(world_size, name, held, done, fits)
 
 
 def needed(peak_bytes: int) -> float:
@@ -127,7 +137,8 @@ def needed(peak_bytes: int) -> float:
 
 
 def own_strategy(recipe: Recipe, world_size: int) -> tuple[str, dict[str, Any] | None]:
-    """The strategy the recipe's engine section names, and, of a DeepSpeed file of the user's own, its options.
+    """The strategy the recipe's engine section names, and what sets it apart from ours of that name: the
+    zero_optimization section of a DeepSpeed file of the user's own, or fsdp2's shard_size.
 
     One process is `single` whatever the recipe says.
     """
@@ -135,7 +146,8 @@ def own_strategy(recipe: Recipe, world_size: int) -> tuple[str, dict[str, Any] |
     if world_size == 1 and name != "zero3_offload":
         return "single", None
     if recipe.engine.name == "fsdp2":
-        return "fsdp2", None
+        shards = recipe.engine.shards(world_size)
+        return "fsdp2", None if shards == world_size else {"shard_size": shards}
     zero = read_ds_config(recipe, world_size).get("zero_optimization", {})
     if name in STRATEGIES:
         return name, None
