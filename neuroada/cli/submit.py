@@ -124,7 +124,8 @@ def _fields(recipe: Recipe, strategy: str) -> str:
     """The overrides that give the recipe another strategy, of the planner's names."""
     wanted = {"name": "fsdp2"} if strategy == "fsdp2" else {"name": "deepspeed", "ds_config": strategy}
     fields = [f"engine.{field}={value}" for field, value in wanted.items() if getattr(recipe.engine, field) != value]
-    return " ".join([*fields, *["engine.shard_size=null"] * (recipe.engine.shard_size is not None)])
+    fields += ["engine.shard_size=null"] * (recipe.engine.shard_size is not None)
+    return " ".join([*fields, *["engine.cpu_offload=false"] * recipe.engine.cpu_offload])
 
 
 def sweep(recipe: Recipe, fields: list[str]) -> list[list[str]]:

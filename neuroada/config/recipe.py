@@ -181,14 +181,20 @@ class Engine(Section):
         description="of fsdp2: so many consecutive ranks, such as those of a node, share one sharded copy of the "
         "model; null: all ranks",
     )
+    cpu_offload: bool = Field(
+        default=False,
+        description="of fsdp2: parameters, gradients and moments stay in host memory, and AdamW runs there",
+    )
 
     @model_validator(mode="after")
     def _of_fsdp2(self) -> "Engine":
-        if self.name != "fsdp2" and self.shard_size is not None:
-            raise ValueError(
-                f"engine.shard_size = {self.shard_size}: is of fsdp2, not of {self.name}; set engine.name=fsdp2, or "
-                f"leave it out (of deepspeed: engine.ds_config=zero3_hpz)"
-            )
+        given = {"shard_size": (self.shard_size, "zero3_hpz"), "cpu_offload": (self.cpu_offload, "zero3_offload")}
+        for field, (value, ds_config) in given.items():
+            if value and self.name != "fsdp2":
+                raise ValueError(
+                    f"engine.{field} = {str(value).lower()}: is of fsdp2, not of {self.name}; set engine.name=fsdp2, "
+                    f"or leave it out (of deepspeed: engine.ds_config={ds_config})"
+                )
         return self
 
     def shards(self, world_size: int) -> int:

@@ -18,7 +18,6 @@ from neuroada.registry import METHODS
 GIB = 2**30
 CONTEXT_BYTES = GIB  # CUDA's context, the libraries' workspaces and NCCL's buffers
 FRAGMENTATION = 1.05  # of the allocator, over the bytes alive
-HYBRID = "fsdp2_hybrid"  # the name of fsdp2 with engine.shard_size
 
 # zero0 is for comparison: no engine runs it. Its memory is that of one process.
 _RUNNABLE = tuple(name for name in STRATEGIES if name not in ("single", "zero0"))
@@ -109,7 +108,7 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
 def _place(ranks: list[RankPlan], own: RankPlan) -> int:
     """Where the recipe's own row stands among the strategies, which go from the cheapest to run to the dearest."""
     names = [rank.strategy for rank in ranks]
-    return names.index("fsdp2") if own.strategy == HYBRID else len(ranks)
+    return names.index("fsdp2") if own.strategy == "fsdp2_hybrid" else len(ranks)
 
 
 def rank_plan(
@@ -126,7 +125,9 @@ def rank_plan(
     fits = None if card_bytes is None else needed(held.peak_bytes) <= card_bytes
     name = strategy
     if options is not None:
-        name = HYBRID if strategy == "fsdp2" else Path(recipe.engine.ds_config).stem
+        name = Path(recipe.engine.ds_config).stem
+        if strategy == "fsdp2":
+            name = f"fsdp2{'_hybrid' * bool(options['shard_size'])}{'_offload' * options['cpu_offload']}"
     done = work(recipe, config, step, strategy, world_size, shard_ranks(world_size, options))
     return RankPlan(world_size, name, held, done, fits)
 
@@ -138,16 +139,18 @@ def needed(peak_bytes: int) -> float:
 
 def own_strategy(recipe: Recipe, world_size: int) -> tuple[str, dict[str, Any] | None]:
     """The strategy the recipe's engine section names, and what sets it apart from ours of that name: the
-    zero_optimization section of a DeepSpeed file of the user's own, or fsdp2's shard_size.
+    zero_optimization section of a DeepSpeed file of the user's own, or fsdp2's shard_size and cpu_offload.
 
-    One process is `single` whatever the recipe says.
+    One process is `single` whatever the recipe says, but for offloading.
     """
     name = recipe.engine.ds_config
-    if world_size == 1 and name != "zero3_offload":
+    offload = recipe.engine.cpu_offload if recipe.engine.name == "fsdp2" else name == "zero3_offload"
+    if world_size == 1 and not offload:
         return "single", None
     if recipe.engine.name == "fsdp2":
         shards = recipe.engine.shards(world_size)
-        return "fsdp2", None if shards == world_size else {"shard_size": shards}
+        hybrid = shards if shards < world_size else None
+        return "fsdp2", {"shard_size": hybrid, "cpu_offload": offload} if hybrid or offload else None
     zero = read_ds_config(recipe, world_size).get("zero_optimization", {})
     if name in STRATEGIES:
         return name, None

@@ -147,6 +147,20 @@ def test_hybrid_sharding_keeps_a_copy_in_every_group():
         make_plan(recipe, 2)
 
 
+def test_offloading_by_fsdp2_keeps_its_part_in_host_memory():
+    recipe = load_recipe("llama7b_math", ["engine.name=fsdp2", "engine.cpu_offload=true"])
+    plan = make_plan(recipe, 4)
+    held, alike = plan.chosen.memory, next(rank for rank in plan.ranks if rank.strategy == "fsdp2").memory
+    assert plan.chosen.strategy == "fsdp2_offload"
+    stored = ("weights", "idx", "delta", "optimizer")
+    assert not any(held.by_kind[kind] for kind in stored)
+    gradients = alike.by_kind["gradients"] - held.by_kind["gradients"]
+    assert gradients == pytest.approx(alike.by_kind["delta"])
+    assert held.host_bytes == sum(alike.by_kind[kind] for kind in stored) + gradients
+    assert held.by_kind["gathered"] == alike.by_kind["gathered"] > 0
+    assert make_plan(recipe, 1).chosen.strategy == "fsdp2_offload"
+
+
 def test_a_file_of_the_users_own_is_planned_by_its_options(tmp_path):
     small = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 1_000_000}}
     (tmp_path / "mine.json").write_text(json.dumps(small))

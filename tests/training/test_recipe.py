@@ -34,6 +34,10 @@ def test_the_resolved_recipe_alone_reproduces_the_run(tmp_path: Path) -> None:
         (["adapter.target_modules=[]"], "adapter.target_modules = []: list should have at least 1 item"),
         (["engine.name=fsdp1"], "engine.name = 'fsdp1': did you mean fsdp2?"),
         (["engine.shard_size=2"], "engine.shard_size = 2: is of fsdp2, not of deepspeed; set engine.name=fsdp2"),
+        (
+            ["engine.cpu_offload=true"],
+            "engine.cpu_offload = true: is of fsdp2, not of deepspeed; set engine.name=fsdp2",
+        ),
         (["adapter.k"], "'adapter.k': overrides are written key=value"),
         (["adapter.k.deep=1"], "adapter.k.deep: k is a value, not a section"),
         (["adapter.k=0", "train.bogus=1"], "adapter.k = 0.*train.bogus"),
