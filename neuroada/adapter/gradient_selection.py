@@ -111,7 +111,7 @@ def select_by_gradient(
         if dist.is_initialized():
             dist.broadcast(idx_bytes, 0)  # of whole weights: devices may round differently
         with layer.base.own_rows() as (rows, weight):
-            layer.set_connections(adapter, rows, unpack_indices(idx_bytes)[rows], weight)
+            layer.set_connections(adapter, rows, unpack_indices(idx_bytes)[rows].to(weight.device), weight)
     model.record_fingerprint(adapter)
 
 

@@ -105,6 +105,8 @@ def fit(recipe: Recipe, nodes: int | None, per_node: int, gib: float) -> int:
         raise UserError(
             f"train.global_batch_size = {batch}: does not divide over {per_node} ranks of a node; set it to a multiple"
         )
+    shards = recipe.engine.shard_size or 1
+    tried = [count for count in tried if count * per_node % shards == 0] or tried  # else the plan says why
     for count in tried:
         plan = make_plan(recipe, count * per_node)
         wanted = needed(plan.chosen.memory.peak_bytes) / GIB
@@ -114,8 +116,16 @@ def fit(recipe: Recipe, nodes: int | None, per_node: int, gib: float) -> int:
     better = make_plan(recipe, tried[-1] * per_node, gib * GIB).chosen.strategy  # or says what would fit
     raise UserError(
         f"--gpu-memory {gib:g}: {plan.chosen.strategy} needs {wanted:.1f} GiB a card on {tried[-1]} node(s) of "
-        f"{per_node}; set engine.{'name' if better == 'fsdp2' else 'ds_config'}={better}"
+        f"{per_node}; set {_fields(recipe, better)}"
     )
+
+
+def _fields(recipe: Recipe, strategy: str) -> str:
+    """The overrides that give the recipe another strategy, of the planner's names."""
+    wanted = {"name": "fsdp2"} if strategy == "fsdp2" else {"name": "deepspeed", "ds_config": strategy}
+    fields = [f"engine.{field}={value}" for field, value in wanted.items() if getattr(recipe.engine, field) != value]
+    fields += ["engine.shard_size=null"] * (recipe.engine.shard_size is not None)
+    return " ".join([*fields, *["engine.cpu_offload=false"] * recipe.engine.cpu_offload])
 
 
 def sweep(recipe: Recipe, fields: list[str]) -> list[list[str]]:

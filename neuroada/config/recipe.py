@@ -186,6 +186,35 @@ class Engine(Section):
         default="deepspeed", description="single, deepspeed or fsdp2"
     )
     ds_config: Text = Field(default="zero2", description="of deepspeed: a file of ds_configs/, or a path")
+    shard_size: Positive | None = Field(
+        default=None,
+        description="of fsdp2: so many consecutive ranks, such as those of a node, share one sharded copy of the "
+        "model; null: all ranks",
+    )
+    cpu_offload: bool = Field(
+        default=False,
+        description="of fsdp2: parameters, gradients and moments stay in host memory, and AdamW runs there",
+    )
+
+    @model_validator(mode="after")
+    def _of_fsdp2(self) -> "Engine":
+        given = {"shard_size": (self.shard_size, "zero3_hpz"), "cpu_offload": (self.cpu_offload, "zero3_offload")}
+        for field, (value, ds_config) in given.items():
+            if value and self.name != "fsdp2":
+                raise ValueError(
+                    f"engine.{field} = {str(value).lower()}: is of fsdp2, not of {self.name}; set engine.name=fsdp2, "
+                    f"or leave it out (of deepspeed: engine.ds_config={ds_config})"
+                )
+        return self
+
+    def shards(self, world_size: int) -> int:
+        """Ranks that share one sharded copy of the model under fsdp2. UserError where they do not divide all ranks."""
+        size = self.shard_size or world_size
+        if world_size % size:
+            raise UserError(
+                f"engine.shard_size = {size}: does not divide {world_size} ranks; set it to the ranks of a node"
+            )
+        return size
 
 
 class Evaluate(Section):

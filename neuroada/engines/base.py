@@ -64,6 +64,9 @@ class Engine(Protocol):
     device: torch.device
     model: nn.Module  # callable with a micro batch's inputs once `start` has run
 
+    def describe(self) -> str:
+        """The strategy in words, for the block that a run prints at its start."""
+
     def load(self, builder: ModelBuilder) -> nn.Module:
         """The model with what trains attached, stored the engine's way from the start."""
 

@@ -52,6 +52,9 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,
         }
 
+    def describe(self) -> str:
+        return f"{self.strategy} ({self.recipe.engine.ds_config})"
+
     def load(self, builder: ModelBuilder) -> nn.Module:
         from transformers.integrations import HfDeepSpeedConfig
 

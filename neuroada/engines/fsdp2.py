@@ -2,6 +2,13 @@
 
 The model is built on the meta device and gets its memory block by block, each sharded before the next one exists; then
 every rank reads its own rows from the checkpoint's files and selects on them. No rank ever holds more than a block.
+
+With engine.shard_size (hybrid sharding) the ranks form a mesh of two dimensions: rows are sharded over so many
+consecutive ranks, and every other group of as many holds the same. Weights are gathered within a group; only the
+gradients of what trains, a rank's rows of them, are summed between groups.
+
+With engine.cpu_offload a rank's rows, their gradients and moments stay in host memory: rows travel to the device when
+they are gathered, gradients back when they are reduced, and AdamW and the clipping of gradients run on the CPU.
 """
 
 from collections.abc import Callable
@@ -10,7 +17,8 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from neuroada import sharding
@@ -29,11 +37,32 @@ class Fsdp2Engine:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.rank, self.world_size = rank(), world_size()
+        self.shards = recipe.engine.shards(self.world_size)
         self.device = find_device()
         if not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
+            if backend == "nccl" and recipe.engine.cpu_offload:
+                backend = "cpu:gloo,cuda:nccl"  # what is gathered of the parameters themselves lies in host memory
             with joining():
                 dist.init_process_group(backend, timeout=collective_timeout(recipe.train.step_timeout_minutes))
+        self.mesh = self._mesh()
+
+    def _mesh(self) -> DeviceMesh | None:
+        """None: torch's own, of all ranks."""
+        if self.shards == self.world_size:
+            return None
+        shape = (self.world_size // self.shards, self.shards)
+        return init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+    def describe(self) -> str:
+        copies = self.world_size // self.shards
+        hybrid = f", {copies} copies sharded over {self.shards} rank(s)" if copies > 1 else ""
+        return f"{self.strategy}{hybrid}{', in host memory' if self.recipe.engine.cpu_offload else ''}"
+
+    def _shard(self, module: nn.Module) -> None:
+        pinned = self.device.type == "cuda"  # for copies beside the computation
+        offload = CPUOffloadPolicy(pin_memory=pinned) if self.recipe.engine.cpu_offload else OffloadPolicy()
+        fully_shard(module, mesh=self.mesh, offload_policy=offload)
 
     def load(self, builder: ModelBuilder) -> nn.Module:
         files = Checkpoint(resolve(builder.source, "model ="), "model = ").file_of
@@ -47,10 +76,10 @@ class Fsdp2Engine:
             )
         for block in blocks:
             self._materialise(block)
-            fully_shard(block)
+            self._shard(block)
         self._materialise(model)
         base.tie_weights()
-        fully_shard(model)
+        self._shard(model)
 
         fill(wanted(model, base.base_model_prefix, files, builder.checkpoint_has), files)
         builder.initialise(model)

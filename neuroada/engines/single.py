@@ -17,6 +17,9 @@ class SingleEngine:
         self.recipe = recipe
         self.device = find_device()
 
+    def describe(self) -> str:
+        return self.strategy
+
     def load(self, builder: ModelBuilder) -> nn.Module:
         return builder.attach(builder.pretrained(self.device).to(self.device))
 

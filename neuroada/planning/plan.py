@@ -11,7 +11,7 @@ from neuroada.hf.config import find_config
 from neuroada.methods import make_method
 from neuroada.planning.frozen import Frozen
 from neuroada.planning.step import Step, record_step
-from neuroada.planning.strategies import STRATEGIES, Memory, memory
+from neuroada.planning.strategies import STRATEGIES, Memory, memory, shard_ranks
 from neuroada.planning.traffic import Work, work
 from neuroada.registry import METHODS
 
@@ -80,7 +80,7 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
         UserError: the model's configuration is nowhere, the batch does not divide over the ranks, or no strategy fits
             the card; then it says what would.
     """
-    own, zero = own_strategy(recipe, world_size)
+    own, options = own_strategy(recipe, world_size)
     recipe = recipe.model_copy(deep=True)
     recipe.train.micro_batch_size = recipe.micro_batch(world_size)
     accumulating = recipe.micro_batches(world_size) > 1
@@ -88,12 +88,11 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
     step = record_step(recipe, config, accumulating)
     names = ("single", "zero3_offload") if world_size == 1 else ("zero0", *_runnable(world_size))
     ranks = [rank_plan(recipe, config, step, name, world_size, card_bytes) for name in names]
-    if card_bytes is None:
-        chosen = next((rank for rank in ranks if rank.strategy == own and zero is None), None)
-        if chosen is None:
-            chosen = rank_plan(recipe, config, step, own, world_size, card_bytes, zero)
-            ranks.append(chosen)
-    else:
+    chosen = next((rank for rank in ranks if rank.strategy == own and options is None), None)
+    if chosen is None and (card_bytes is None or own == "fsdp2"):
+        chosen = rank_plan(recipe, config, step, own, world_size, card_bytes, options)
+        ranks.insert(_place(ranks, chosen), chosen)
+    if card_bytes is not None:
         fitting = [rank for rank in ranks if rank.fits and rank.strategy != "zero0"]
         if not fitting:
             raise UserError(
@@ -102,7 +101,14 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
                 f"under every strategy; {_what_would_fit(recipe, config, world_size, card_bytes)}"
             )
         chosen = fitting[0]
+    assert chosen is not None
     return Plan(recipe, origin, step, ranks, chosen)
+
+
+def _place(ranks: list[RankPlan], own: RankPlan) -> int:
+    """Where the recipe's own row stands among the strategies, which go from the cheapest to run to the dearest."""
+    names = [rank.strategy for rank in ranks]
+    return names.index("fsdp2") if own.strategy == "fsdp2_hybrid" else len(ranks)
 
 
 def rank_plan(
@@ -112,13 +118,18 @@ def rank_plan(
     strategy: str,
     world_size: int,
     card_bytes: float | None,
-    zero: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> RankPlan:
-    """zero: the zero_optimization section of the user's own DeepSpeed file, whose `strategy` is the nearest of ours."""
-    held = memory(step, strategy, world_size, zero)
+    """options: as of `own_strategy`, of which `strategy` is the nearest of ours."""
+    held = memory(step, strategy, world_size, options)
     fits = None if card_bytes is None else needed(held.peak_bytes) <= card_bytes
-    name = strategy if zero is None else Path(recipe.engine.ds_config).stem
-    return RankPlan(world_size, name, held, work(recipe, config, step, strategy, world_size), fits)
+    name = strategy
+    if options is not None:
+        name = Path(recipe.engine.ds_config).stem
+        if strategy == "fsdp2":
+            name = f"fsdp2{'_hybrid' * bool(options['shard_size'])}{'_offload' * options['cpu_offload']}"
+    done = work(recipe, config, step, strategy, world_size, shard_ranks(world_size, options))
+    return RankPlan(world_size, name, held, done, fits)
 
 
 def needed(peak_bytes: int) -> float:
@@ -127,15 +138,19 @@ def needed(peak_bytes: int) -> float:
 
 
 def own_strategy(recipe: Recipe, world_size: int) -> tuple[str, dict[str, Any] | None]:
-    """The strategy the recipe's engine section names, and, of a DeepSpeed file of the user's own, its options.
+    """The strategy the recipe's engine section names, and what sets it apart from ours of that name: the
+    zero_optimization section of a DeepSpeed file of the user's own, or fsdp2's shard_size and cpu_offload.
 
-    One process is `single` whatever the recipe says.
+    One process is `single` whatever the recipe says, but for offloading.
     """
     name = recipe.engine.ds_config
-    if world_size == 1 and name != "zero3_offload":
+    offload = recipe.engine.cpu_offload if recipe.engine.name == "fsdp2" else name == "zero3_offload"
+    if world_size == 1 and not offload:
         return "single", None
     if recipe.engine.name == "fsdp2":
-        return "fsdp2", None
+        shards = recipe.engine.shards(world_size)
+        hybrid = shards if shards < world_size else None
+        return "fsdp2", {"shard_size": hybrid, "cpu_offload": offload} if hybrid or offload else None
     zero = read_ds_config(recipe, world_size).get("zero_optimization", {})
     if name in STRATEGIES:
         return name, None

@@ -8,6 +8,8 @@ strategy's way.
 | zero2 | parameters | gradients, fp32 master copy, moments | gradient buckets |
 | zero3 | | parameters, gradients, master copy, moments | gathered parameters, a gradient bucket |
 | fsdp2 | | parameters, gradients, moments | gathered layers, a layer's whole gradients |
+| fsdp2_hybrid | | as fsdp2, cut over engine.shard_size ranks | as fsdp2 |
+| fsdp2_offload | | (in host memory) | as fsdp2 |
 | zero3_hpz | | as zero3, and a second copy of the parameters cut over zero_hpz_partition_size ranks | as zero3 |
 | zero3_offload | | (in host memory) | as zero3 |
 
@@ -47,52 +49,60 @@ class Memory:
         return sum(self.by_kind.values())
 
 
-def memory(step: Step, strategy: str, world_size: int, zero: dict[str, Any] | None = None) -> Memory:
+def memory(step: Step, strategy: str, world_size: int, options: dict[str, Any] | None = None) -> Memory:
     """One rank's memory at the peak of `step` under `strategy` on `world_size` ranks.
 
-    zero: a zero_optimization section other than that of ds_configs/<strategy>.json.
+    options: of DeepSpeed, a zero_optimization section other than that of ds_configs/<strategy>.json; of fsdp2, the
+        fields of the recipe's engine section that change what a rank stores (shard_size, cpu_offload).
     """
-    zero = zero_options(strategy) if zero is None else zero
+    zero = zero_options(strategy) if options is None else options
     sharded = strategy in SHARDED
+    shards = shard_ranks(world_size, options)
     trained = [param for param in step.params if param.trained]
-    trained_here = sum(share(param.numel, world_size) for param in trained)
+    trained_here = sum(share(param.numel, shards) for param in trained)
     kept: dict[str, int] = dict.fromkeys(("weights", "idx", "delta"), 0)
     for param in step.params:
-        numel = share(param.numel, world_size) if sharded else param.numel
+        numel = share(param.numel, shards) if sharded else param.numel
         kept[param.kind] = kept.get(param.kind, 0) + numel * param.itemsize
         if strategy == "zero3_hpz":
             kept[param.kind] += share(param.numel, int(zero["zero_hpz_partition_size"])) * param.itemsize
     if strategy in ("single", "zero0"):
         kept["optimizer"] = 2 * sum(param.nbytes for param in trained)
     elif strategy == "fsdp2":
-        kept["optimizer"] = 2 * sum(share(param.numel, world_size) * param.itemsize for param in trained)
+        kept["optimizer"] = 2 * sum(share(param.numel, shards) * param.itemsize for param in trained)
     else:
         kept["optimizer"] = 3 * FP32 * trained_here  # master copy and two moments
 
     gradients = step.timeline.live(GRADIENTS)
+    reducing = np.zeros_like(gradients)  # whole ones, for a while
     if step.accumulating:
         gradients = np.full_like(gradients, sum(param.nbytes for param in trained))
     if strategy == "zero2" or strategy.startswith("zero3"):
         gradients = np.full_like(gradients, FP32 * trained_here)  # whole ones stand in the buckets only
     elif strategy == "fsdp2":
-        gradients = np.full_like(gradients, sum(share(p.numel, world_size) * p.itemsize for p in trained))
-        gradients += 2 * max(_bytes_by_layer(trained).values(), default=0)  # one layer's, and their reduce-scatter
+        gradients = np.full_like(gradients, sum(share(p.numel, shards) * p.itemsize for p in trained))
+        reducing += 2 * max(_bytes_by_layer(trained).values(), default=0)  # one layer's, and their reduce-scatter
 
+    offloaded = strategy == "zero3_offload" or bool((options or {}).get("cpu_offload"))
+    host_bytes = 0
+    if offloaded:
+        host_bytes = sum(kept.values()) + int(gradients.max())
+        kept, gradients = dict.fromkeys(kept, 0), np.zeros_like(gradients)
     moving = {
-        "gradients": gradients,
+        "gradients": gradients + reducing,
         "activations": step.timeline.live(ACTIVATIONS),
         "temporary": step.timeline.live(TEMPORARY),
         "buckets": _buckets(step, strategy, zero),
         "gathered": _gathered(step, strategy, zero),
     }
-    peak = int(sum(moving.values()).argmax())  # type: ignore[union-attr]
+    peak = int(sum(moving.values()).argmax())
     by_kind = kept | {kind: int(curve[peak]) for kind, curve in moving.items()}
-    host_bytes = 0
-    if strategy == "zero3_offload":
-        for kind in ("weights", "idx", "delta", "mask", "optimizer", "gradients"):
-            host_bytes += by_kind.get(kind, 0)
-            by_kind[kind] = 0
     return Memory(by_kind, host_bytes)
+
+
+def shard_ranks(world_size: int, options: dict[str, Any] | None) -> int:
+    """Over how many ranks a sharded parameter is cut; every group of so many has all of it."""
+    return int((options or {}).get("shard_size") or world_size)
 
 
 def share(numel: int, ranks: int) -> int:

@@ -21,10 +21,13 @@ class Work:
     adapter_share: float
 
 
-def work(recipe: Recipe, config: Any, step: Step, strategy: str, world_size: int) -> Work:
-    """The work of one optimizer step under `strategy` on `world_size` ranks, every sequence at train.max_length."""
+def work(recipe: Recipe, config: Any, step: Step, strategy: str, world_size: int, shards: int) -> Work:
+    """The work of one optimizer step under `strategy` on `world_size` ranks, every sequence at train.max_length.
+
+    shards: of fsdp2, how many ranks share a sharded copy.
+    """
     tokens = recipe.train.global_batch_size * recipe.train.max_length
-    frozen, adapter = sent_bytes(step, strategy, world_size, recipe.micro_batches(world_size))
+    frozen, adapter = sent_bytes(step, strategy, world_size, recipe.micro_batches(world_size), shards)
     total = frozen + adapter
     return Work(tokens, step_flops(recipe, config, step), total, adapter / total if total else 0.0)
 
@@ -49,19 +52,22 @@ def step_flops(recipe: Recipe, config: Any, step: Step) -> int:
     return int(per_token * recipe.train.global_batch_size * recipe.train.max_length)
 
 
-def sent_bytes(step: Step, strategy: str, world_size: int, micro_batches: int) -> tuple[int, int]:
+def sent_bytes(
+    step: Step, strategy: str, world_size: int, micro_batches: int, shards: int | None = None
+) -> tuple[int, int]:
     """(of the frozen base, of the adapter): bytes one rank sends for one optimizer step, by ring algorithms.
 
     A ring all-gather or reduce-scatter of B bytes sends B (N - 1) / N, an all-reduce twice that.
     zero0 reduces the gradients once; zero1 and zero2 reduce them (zero2: every micro batch) and gather the new deltas;
     zero3 and fsdp2 gather every parameter for forward and for backward of each micro batch and reduce-scatter its
-    gradients; fsdp2 gathers what lies outside the decoder layers once.
+    gradients; fsdp2 gathers what lies outside the decoder layers once. Where only `shards` ranks share a copy, they
+    gather and reduce-scatter among themselves, and each sums its part of the gradients with the other copies'.
     """
     if world_size == 1:
         return 0, 0
     trained = [param for param in step.params if param.trained]
     gradients = sum(4 * param.numel for param in trained)
-    ring = (world_size - 1) / world_size
+    ring = _ring(world_size)
     if strategy == "zero0":
         return 0, int(2 * ring * gradients)
     if strategy in ("zero1", "zero2"):
@@ -75,4 +81,12 @@ def sent_bytes(step: Step, strategy: str, world_size: int, micro_batches: int) -
 
     frozen = gathered([param for param in step.params if param.kind in ("weights", "mask")])
     adapter = gathered([param for param in step.params if param.kind in ("idx", "delta")])
-    return int(ring * frozen), int(ring * (adapter + micro_batches * gradients))
+    shards = shards or world_size
+    ring = _ring(shards)
+    between = 2 * _ring(world_size // shards) * gradients / shards
+    return int(ring * frozen), int(ring * (adapter + micro_batches * gradients) + micro_batches * between)
+
+
+def _ring(ranks: int) -> float:
+    """What a rank sends in a ring all-gather or reduce-scatter, as a part of the bytes that are moved."""
+    return (ranks - 1) / ranks

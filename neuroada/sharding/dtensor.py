@@ -1,4 +1,8 @@
-"""FSDP2: DTensors sharded along dimension 0, so always in whole rows; the last ranks may have fewer, or none."""
+"""FSDP2: DTensors sharded along dimension 0, so always in whole rows; the last ranks may have fewer, or none.
+
+Hybrid sharding adds a mesh dimension of replicas (placements Replicate, Shard(0)): ranks at the same place of their
+groups store the same rows, and gathering stays inside a group.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

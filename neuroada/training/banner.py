@@ -33,7 +33,7 @@ def describe(
     lines = {
         "world": f"{engine.world_size} rank(s), {engine.device.type}, on {len(nodes)} node(s): "
         f"{', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''}",
-        "strategy": engine.strategy,
+        "strategy": engine.describe(),
         "model": f"{recipe.model}, {train.dtype}, {method.describe()}",
         "attention": attention,
         "trainable": f"{trainable:,} of {total:,} ({100 * trainable / total:.4f} %)",

@@ -128,6 +128,39 @@ def test_hpz_keeps_a_second_copy_on_every_node():
         update={"engine": recipe.engine.model_copy(update={"ds_config": "zero3"})}), 8).ranks}  # fmt: skip
 
 
+def test_hybrid_sharding_keeps_a_copy_in_every_group():
+    fields = ["train.global_batch_size=16", "train.micro_batch_size=1", "engine.name=fsdp2", "engine.shard_size=4"]
+    recipe = load_recipe("llama7b_math", fields)
+    plan = make_plan(recipe, 16)
+    hybrid, all_ranks = plan.chosen, next(rank for rank in plan.ranks if rank.strategy == "fsdp2")
+    assert hybrid.strategy == "fsdp2_hybrid"
+    for kind in ("weights", "idx", "delta", "optimizer"):
+        assert hybrid.memory.by_kind[kind] == pytest.approx(4 * all_ranks.memory.by_kind[kind])
+    trained = 27_197_440
+    _, whole = sent_bytes(plan.step, "fsdp2", 4, 1)
+    _, sent = sent_bytes(plan.step, "fsdp2", 16, 1, shards=4)
+    assert sent == whole + int(2 * 0.75 * 4 * trained / 4)  # its own quarter of the gradients, summed over 4 copies
+    recommended = [make_plan(recipe, 16, gib * GIB).chosen.strategy for gib in (24, 16, 7)]
+    assert recommended == ["zero1", "fsdp2_hybrid", "fsdp2"]
+    assert make_plan(recipe, 4).chosen.strategy == "fsdp2"  # one group
+    with pytest.raises(UserError, match=r"engine\.shard_size = 4: does not divide 2 ranks"):
+        make_plan(recipe, 2)
+
+
+def test_offloading_by_fsdp2_keeps_its_part_in_host_memory():
+    recipe = load_recipe("llama7b_math", ["engine.name=fsdp2", "engine.cpu_offload=true"])
+    plan = make_plan(recipe, 4)
+    held, alike = plan.chosen.memory, next(rank for rank in plan.ranks if rank.strategy == "fsdp2").memory
+    assert plan.chosen.strategy == "fsdp2_offload"
+    stored = ("weights", "idx", "delta", "optimizer")
+    assert not any(held.by_kind[kind] for kind in stored)
+    gradients = alike.by_kind["gradients"] - held.by_kind["gradients"]
+    assert gradients == pytest.approx(alike.by_kind["delta"])
+    assert held.host_bytes == sum(alike.by_kind[kind] for kind in stored) + gradients
+    assert held.by_kind["gathered"] == alike.by_kind["gathered"] > 0
+    assert make_plan(recipe, 1).chosen.strategy == "fsdp2_offload"
+
+
 def test_a_file_of_the_users_own_is_planned_by_its_options(tmp_path):
     small = {"zero_optimization": {"stage": 3, "reduce_bucket_size": 1_000_000}}
     (tmp_path / "mine.json").write_text(json.dumps(small))

@@ -24,6 +24,9 @@ CASES = {
     "zero3 offload": ["engine.name=deepspeed", "engine.ds_config=zero3_offload"],
     "zero3 checkpointed": [*ENGINES["zero3"], "train.activation_checkpointing=true"],
     "fsdp2 checkpointed": [*ENGINES["fsdp2"], "train.activation_checkpointing=true"],
+    "fsdp2 hybrid": [*ENGINES["fsdp2"], "engine.shard_size=2"],
+    "fsdp2 replicated": [*ENGINES["fsdp2"], "engine.shard_size=1"],
+    "fsdp2 offloaded": [*ENGINES["fsdp2"], "engine.shard_size=2", "engine.cpu_offload=true"],
     "single attention": [*ENGINES["single"], "adapter.target_modules=[q_proj, v_proj]"],
     "zero3 attention": [*ENGINES["zero3"], "adapter.target_modules=[q_proj, v_proj]"],
     "fsdp2 attention": [*ENGINES["fsdp2"], "adapter.target_modules=[q_proj, v_proj]"],
@@ -37,6 +40,7 @@ CASES = {
         "train.dtype=bf16",
     ],
 }
+NODES = ("zero3 hpz", "fsdp2 hybrid", "fsdp2 replicated", "fsdp2 offloaded")  # two nodes of two
 ZERO3 = {"stage": 3, "reduce_bucket_size": 10_000_000}
 NOTHING_KEPT = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0,
                 "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}  # fmt: skip
@@ -57,7 +61,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, list[
             case: [field.format(tmp=tmp) for field in fields] + [f"model={tiny}", f"output_dir={tmp / 'run'}"]
             for case, fields in CASES.items()
             if ("single" in case) == (ranks == 1) or (ranks == 1 and case in ("zero3", "fsdp2"))
-            if ranks == 4 or "hpz" not in case  # two nodes of two
+            if ranks == 4 or case not in NODES
         }
         run_ranks(ranks, "sharding/ranks_sharding.py", {"out": str(tmp / "out"), "cases": cases}, tmp)
     said: dict[str, dict[int, list[dict]]] = {}
@@ -143,6 +147,34 @@ def test_every_rank_stores_its_slice_alone(found, tuned_on_meta, engine: str, ra
     assert max(one["moments"] for one in said) == rule["moments"]
     if engine == "zero3":
         assert max(one["master"] for one in said) == rule["master"]
+
+
+def test_hybrid_sharding_stores_a_copy_in_every_group(found, tuned_on_meta) -> None:
+    """Four ranks as 2 x 2 store what two ranks do, twice; as 4 x 1, everything on each."""
+    for case, shards in (("fsdp2 hybrid", 2), ("fsdp2 replicated", 1)):
+        said = found[case][4]
+        rule = kept_bytes(tuned_on_meta, shards, "fsdp2")
+        assert len(said) == 4
+        for one, alike in zip(said, found["fsdp2"][shards] * (4 // shards), strict=True):
+            assert one["stored"] == alike["stored"]
+            assert one["moments"] == alike["moments"]
+        for kind in ("weights", "idx", "delta"):
+            assert max(one["stored"][kind] for one in said) == rule[kind]
+
+
+def test_hybrid_sharding_sends_gradients_alone_between_groups(found) -> None:
+    """A micro batch gathers its blocks from its own group, as two ranks do, and reduce-scatters the deltas' gradients
+    there; then a rank sums its rows of them, fp32, with the other group's."""
+    batches, loss = 12 // 4, 4
+    for one in found["fsdp2 hybrid"][4]:
+        delta = one["stored"]["delta"]
+        assert one["traffic"]["reduce float32"] == batches * (2 * delta + delta) + loss
+        assert one["traffic"]["gather uint8"] * 2 == found["fsdp2"][2][0]["traffic"]["gather uint8"]  # of 6 batches
+    assert [one["traffic"] for one in found["fsdp2 offloaded"][4]] == [
+        one["traffic"] for one in found["fsdp2 hybrid"][4]
+    ]
+    for one in found["fsdp2 replicated"][4]:
+        assert one["traffic"] == {"reduce float32": batches * one["stored"]["delta"] + loss}
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

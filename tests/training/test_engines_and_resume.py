@@ -13,6 +13,7 @@ from distributed_runs import TinyRuns, assert_same_curve, losses
 from safetensors.torch import load_file
 
 SOURCES = [("single", 1), *itertools.product(("zero1", "zero2", "zero3", "fsdp2"), (1, 2, 3, 4))]
+HYBRID, OFFLOADED = "engine.shard_size=2", "engine.cpu_offload=true"
 BY_GRADIENT = [("single", 1), ("zero2", 2), ("zero3", 2), ("zero3", 3), ("fsdp2", 3), ("fsdp2", 4)]
 
 
@@ -36,17 +37,31 @@ def longer(tiny_runs: TinyRuns) -> dict[tuple[str, int], Path]:
 
 
 @pytest.fixture(scope="module")
-def sources(tiny_runs: TinyRuns, by_gradient: dict, longer: dict) -> dict[tuple[str, int], Path]:
+def hybrid(tiny_runs: TinyRuns) -> Path:
+    """A run of two copies, each sharded over two ranks; queued only, as above."""
+    return tiny_runs.add("hybrid", "fsdp2", 4, HYBRID)
+
+
+@pytest.fixture(scope="module")
+def offloaded(tiny_runs: TinyRuns) -> Path:
+    """A run whose rows and moments stay in host memory; queued only, as above."""
+    return tiny_runs.add("offloaded", "fsdp2", 2, OFFLOADED)
+
+
+@pytest.fixture(scope="module")
+def sources(
+    tiny_runs: TinyRuns, by_gradient: dict, longer: dict, hybrid: Path, offloaded: Path
+) -> dict[tuple[str, int], Path]:
     """The folder of an uninterrupted run for each engine and world size."""
     found = {source: tiny_runs.add(f"{source[0]}x{source[1]}", *source) for source in SOURCES}
     tiny_runs.run()
     return found
 
 
-def move(tiny_runs: TinyRuns, source: Path, engine: str, world_size: int) -> Path:
+def move(tiny_runs: TinyRuns, source: Path, engine: str, world_size: int, *overrides: str) -> Path:
     """Queue steps 5 to 8 under another engine, from the source's checkpoint at step 4."""
-    name = f"{source.name}-to-{engine}x{world_size}"
-    folder = tiny_runs.add(name, engine, world_size)
+    name = "-".join([source.name, "to", *overrides, f"{engine}x{world_size}"])
+    folder = tiny_runs.add(name, engine, world_size, *overrides)
     shutil.copytree(source / "checkpoints" / "step-000004", folder / "checkpoints" / "step-000004")
     shutil.copy(source / "metrics.jsonl", folder)
     return folder
@@ -67,9 +82,16 @@ def test_the_curves_stay_together_for_20_steps(sources: dict, longer: dict[tuple
         assert_same_curve(losses(folder), expected)
 
 
-def test_the_adapter_is_the_same_file_from_every_engine(sources: dict[tuple[str, int], Path]) -> None:
+def test_hybrid_sharding_and_offloading_learn_the_same(sources: dict, hybrid: Path, offloaded: Path) -> None:
+    for folder in (hybrid, offloaded):
+        assert_same_curve(losses(folder), losses(sources["single", 1]), name=folder.name)
+
+
+def test_the_adapter_is_the_same_file_from_every_engine(
+    sources: dict[tuple[str, int], Path], hybrid: Path, offloaded: Path
+) -> None:
     expected = load_file(sources["single", 1] / "adapter" / "adapter_model.safetensors")
-    for folder in sources.values():
+    for folder in [*sources.values(), hybrid, offloaded]:
         found = load_file(folder / "adapter" / "adapter_model.safetensors")
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
@@ -110,6 +132,20 @@ def check_moves(tiny_runs: TinyRuns, sources: dict, moves: list[tuple[tuple[str,
 def test_a_run_moves_to_another_engine_and_world_size(tiny_runs: TinyRuns, sources: dict) -> None:
     """Each source once, each target once: the next of the list but five, so that engine and world size both change."""
     check_moves(tiny_runs, sources, list(zip(SOURCES, SOURCES[5:] + SOURCES[:5], strict=True)))
+
+
+def test_a_run_moves_to_hybrid_sharding_and_from_it(
+    tiny_runs: TinyRuns, sources: dict, hybrid: Path, offloaded: Path
+) -> None:
+    moved = [
+        *(move(tiny_runs, sources[source], "fsdp2", 4, HYBRID) for source in (("single", 1), ("zero3", 3))),
+        move(tiny_runs, sources["single", 1], "fsdp2", 2, OFFLOADED),
+        move(tiny_runs, offloaded, "zero2", 3),
+        *(move(tiny_runs, hybrid, *target) for target in (("single", 1), ("zero3", 2), ("fsdp2", 3))),
+    ]
+    tiny_runs.run()
+    for folder in moved:
+        assert_same_curve(losses(folder), losses(sources["single", 1]), name=folder.name)
 
 
 @pytest.mark.long

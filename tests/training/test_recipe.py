@@ -33,6 +33,11 @@ def test_the_resolved_recipe_alone_reproduces_the_run(tmp_path: Path) -> None:
         (["optimizer.lr=.nan"], "optimizer.lr = nan: input should be a finite number"),
         (["adapter.target_modules=[]"], "adapter.target_modules = []: list should have at least 1 item"),
         (["engine.name=fsdp1"], "engine.name = 'fsdp1': did you mean fsdp2?"),
+        (["engine.shard_size=2"], "engine.shard_size = 2: is of fsdp2, not of deepspeed; set engine.name=fsdp2"),
+        (
+            ["engine.cpu_offload=true"],
+            "engine.cpu_offload = true: is of fsdp2, not of deepspeed; set engine.name=fsdp2",
+        ),
         (["adapter.k"], "'adapter.k': overrides are written key=value"),
         (["adapter.k.deep=1"], "adapter.k.deep: k is a value, not a section"),
         (["adapter.k=0", "train.bogus=1"], "adapter.k = 0.*train.bogus"),
@@ -61,6 +66,13 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text(yaml.safe_dump(values))
     with pytest.raises(UserError, match="model: missing; provenance: missing"):
         load_recipe(str(tmp_path / "short.yaml"))
+
+
+def test_a_sharded_copy_s_ranks_must_divide_all_ranks() -> None:
+    engine = load_recipe("tiny_arithmetic", ["engine.name=fsdp2", "engine.shard_size=2"]).engine
+    assert [engine.shards(ranks) for ranks in (2, 4)] == [2, 2]
+    with pytest.raises(UserError, match=r"engine\.shard_size = 2: does not divide 3 ranks"):
+        engine.shards(3)
 
 
 def test_global_batch_must_divide_over_ranks() -> None:
