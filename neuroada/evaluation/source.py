@@ -9,17 +9,27 @@ from pydantic import BaseModel
 
 from neuroada.errors import UserError
 from neuroada.files import check_schema, read_bytes, read_yaml
-from neuroada.tasks.table import TASKS, Task, get_task
+from neuroada.tasks.table import TASKS, Task, get_task, is_task_file
 
 
 def resolve_tasks(names: Iterable[str]) -> list[Task]:
-    """The tasks called `names`, each once; a suite's name (math, commonsense) stands for its tasks that have a test.
+    """The tasks called `names`, each once.
 
-    UserError: an unknown name, no name at all, a GLUE task. GLUE's rows are classified by an encoder, not generated:
-    this is the one place to let them through once there is an evaluation of a saved classifier.
+    A suite's name (math, commonsense) stands for its tasks that have a test, the path of a YAML file for the task that
+    it describes. UserError: an unknown name, no name at all, a task file with something wrong, a GLUE task. GLUE's rows
+    are classified by an encoder, not generated: this is the one place to let them through once there is an evaluation
+    of a saved classifier.
     """
     tasks: dict[str, Task] = {}
-    for name in filter(None, (name.strip() for name in names)):
+    for name in filter(None, dict.fromkeys(name.strip() for name in names)):
+        if is_task_file(name):
+            from neuroada.data.task_file import load_task
+
+            own = load_task(name)
+            if own.name in tasks:
+                raise UserError(f"tasks: {name} is a task called {own.name}, and there is another; set its name")
+            tasks[own.name] = own
+            continue
         suite = [task for task in TASKS.values() if task.suite == name and task.test_file is not None]
         for task in suite or [get_task(name)]:
             if task.suite == "glue":
