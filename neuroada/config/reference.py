@@ -1,8 +1,10 @@
-"""Every field of a recipe as a Markdown table, made from the schema: docs/recipes.md holds it, a test compares.
+"""Every field as a Markdown table, made from the schema: docs/recipes.md and docs/tasks.md hold one, tests compare.
 
-python -m neuroada.config.reference          # print the table
+python -m neuroada.config.reference          # print the recipe's table
+python -m neuroada.config.reference task     # a task file's
 """
 
+import sys
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
@@ -10,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from neuroada.config.recipe import Recipe
+from neuroada.config.task_file import TaskFile
 
 HEADER = ("field", "type", "default", "meaning")
 
@@ -27,8 +30,8 @@ def fields(section: type[BaseModel] = Recipe, prefix: str = "") -> Iterator[tupl
         yield f"`{prefix}{name}`", _type(schema["properties"][name]), default, field.description or ""
 
 
-def table() -> str:
-    rows = [HEADER, ("---",) * len(HEADER), *fields()]
+def table(section: type[BaseModel] = Recipe) -> str:
+    rows = [HEADER, ("---",) * len(HEADER), *fields(section)]
     return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
 
 
@@ -62,4 +65,4 @@ def _yaml(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(TaskFile if "task" in sys.argv[1:] else Recipe))

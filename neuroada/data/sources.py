@@ -48,11 +48,12 @@ class Source:
     files: tuple[Path, ...]
     """Of local data; () for a hub data set."""
     streaming: bool = False
+    field: str = "data.datasets"
 
     def rows(self) -> Iterator[Row]:
         """Every row, in the order of the files. UserError where a file cannot be read."""
         if not self.files:
-            yield from _numbered(_hub(self.spec, self.streaming), self.spec.path)
+            yield from _numbered(_hub(self.spec, self.streaming, self.field), self.spec.path)
         elif _saved(Path(self.spec.path)):
             yield from _numbered(_load_saved(self.spec), self.spec.path)
         else:
@@ -63,43 +64,47 @@ class Source:
         """sha256 (hex) of the content; of a hub data set: of its files, by the fingerprint `datasets` gives them."""
         digest = hashlib.sha256()
         if not self.files:
-            digest.update(_hub_identity(self.spec).encode())
+            digest.update(_hub_identity(self.spec, self.field).encode())
         for path in self.files:
             with open_regular(path) as file:
                 digest.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
         return digest.hexdigest()
 
 
-def find_source(spec: Dataset, streaming: bool = False) -> Source:
-    """Find the files of `spec`. UserError if there are none, or the split is not there; no row is read yet."""
+def find_source(spec: Dataset, streaming: bool = False, field: str = "data.datasets") -> Source:
+    """Find the files of `spec`, which stands in `field`.
+
+    UserError if there are none, or the split is not there; no row is read yet.
+    """
     path = Path(spec.path).expanduser()
     if any(character in spec.path for character in "*?["):
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (a Path's own takes no absolute pattern)
         files = [Path(one) for one in found if Path(one).is_file()]
         if not files:
-            raise UserError(f"data.datasets: {spec.path} matches no file; check the pattern and the working directory")
-        return _local(spec, files)
+            raise UserError(f"{field}: {spec.path} matches no file; check the pattern and the working directory")
+        return _local(spec, files, field)
     if path.is_file():
-        return _local(spec, [path])
+        return _local(spec, [path], field)
     if path.is_dir():
-        return Source(spec, tuple(_saved_files(spec, path) if _saved(path) else _folder_files(spec, path)))
+        found_there = (_saved_files if _saved(path) else _folder_files)(spec, path, field)
+        return Source(spec, tuple(found_there), field=field)
     if _suffix(path) in SUFFIXES or path.is_absolute() or spec.path.startswith(".") or spec.path.count("/") > 1:
-        raise UserError(f"data.datasets: {spec.path}: no such file or folder; check the path and the working directory")
-    return Source(spec, (), streaming)
+        raise UserError(f"{field}: {spec.path}: no such file or folder; check the path and the working directory")
+    return Source(spec, (), streaming, field)
 
 
-def _local(spec: Dataset, files: list[Path]) -> Source:
+def _local(spec: Dataset, files: list[Path], field: str) -> Source:
     if spec.split != "train":
         raise UserError(
-            f"data.datasets: {spec.path}: split {spec.split!r} does not exist, a file has no splits; leave split out"
+            f"{field}: {spec.path}: split {spec.split!r} does not exist, a file has no splits; leave split out"
         )
-    for field in ("revision", "name"):
-        if getattr(spec, field) is not None:
-            raise UserError(f"data.datasets: {spec.path}: {field} is of hub data sets only; leave it out")
+    for unread in ("revision", "name"):
+        if getattr(spec, unread) is not None:
+            raise UserError(f"{field}: {spec.path}: {unread} is of hub data sets only; leave it out")
     for file in files:
         if _suffix(file) not in SUFFIXES:
             raise UserError(f"{file}: data of this kind is not read; give one of {', '.join(SUFFIXES)}")
-    return Source(spec, tuple(files))
+    return Source(spec, tuple(files), field=field)
 
 
 def _suffix(path: Path) -> str:
@@ -118,12 +123,12 @@ def _saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
-def _saved_files(spec: Dataset, path: Path) -> list[Path]:
+def _saved_files(spec: Dataset, path: Path, field: str) -> list[Path]:
     folder = path
     if (path / "dataset_dict.json").is_file():
         splits = sorted(child.name for child in path.iterdir() if (child / "state.json").is_file())
         if spec.split not in splits:
-            raise _no_split(spec, splits)
+            raise _no_split(spec, splits, field)
         folder = path / spec.split
     return sorted(folder.glob("*.arrow"))
 
@@ -140,7 +145,7 @@ def _load_saved(spec: Dataset) -> Any:
         ) from None
 
 
-def _folder_files(spec: Dataset, path: Path) -> list[Path]:
+def _folder_files(spec: Dataset, path: Path, field: str) -> list[Path]:
     """The split's files, by the naming rules of the hub (train-*.parquet, data/test/*.jsonl; no split named: train)."""
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
@@ -154,23 +159,23 @@ def _folder_files(spec: Dataset, path: Path) -> list[Path]:
     }
     found = {split: files for split, files in found.items() if files}
     if not found:
-        raise UserError(f"data.datasets: {path} holds no data; put files there that end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{field}: {path} holds no data; put files there that end in {', '.join(SUFFIXES)}")
     if spec.split not in found:
-        raise _no_split(spec, sorted(found))
+        raise _no_split(spec, sorted(found), field)
     return sorted(found[spec.split])
 
 
-def _no_split(spec: Dataset, known: list[str]) -> UserError:
-    return UserError(f"data.datasets: {spec.path}: split {spec.split!r} does not exist; it has {', '.join(known)}")
+def _no_split(spec: Dataset, known: list[str], field: str) -> UserError:
+    return UserError(f"{field}: {spec.path}: split {spec.split!r} does not exist; it has {', '.join(known)}")
 
 
 # ---- the hub
 
 
-def _hub(spec: Dataset, streaming: bool) -> Any:
+def _hub(spec: Dataset, streaming: bool, field: str) -> Any:
     import datasets
 
-    where = f"data.datasets: {spec.path}"
+    where = f"{field}: {spec.path}"
     try:
         return datasets.load_dataset(
             spec.path, spec.name, split=spec.split, revision=spec.revision, streaming=streaming
@@ -183,7 +188,7 @@ def _hub(spec: Dataset, streaming: bool) -> Any:
         raise UserError(f"{where}: cannot be loaded from the hub ({_first_line(error)})") from None
 
 
-def _hub_identity(spec: Dataset) -> str:
+def _hub_identity(spec: Dataset, field: str) -> str:
     """What stands for a hub data set's content: its commit, or offline what lies in the cache."""
     from huggingface_hub import HfApi
 
@@ -191,7 +196,7 @@ def _hub_identity(spec: Dataset) -> str:
         content: Any = HfApi().dataset_info(spec.path, revision=spec.revision).sha
     except Exception:
         # The cached Arrow files lie in a folder that `datasets` names by the content they were made from.
-        cached = _hub(spec, streaming=False).cache_files
+        cached = _hub(spec, streaming=False, field=field).cache_files
         content = sorted(Path(file["filename"]).parts[-4:] for file in cached)
     return json.dumps([spec.path, spec.name, spec.split, content])
 

@@ -7,7 +7,7 @@ import torch
 from neuroada.environment import local_rank, rank
 from neuroada.evaluation.evaluate import evaluate_tasks
 from neuroada.evaluation.load import load
-from neuroada.evaluation.results import make_header, notes, read_scores, table
+from neuroada.evaluation.results import make_header, notes, read_scores, same_task, table
 from neuroada.evaluation.source import Source, resolve_tasks
 from neuroada.tasks.data import load_examples
 
@@ -31,7 +31,9 @@ def evaluate_trained(trained: Path, base: str, task: str, names: list[str], data
     tasks = [
         task
         for task in resolve_tasks(names)
-        if task.name not in there or there[task.name]["n"] <= len(load_examples(task, "test", data_dir)[:limit])
+        if task.name not in there
+        or not same_task(there[task.name], task)
+        or there[task.name]["n"] <= len(load_examples(task, "test", data_dir)[:limit])
     ]
     if not tasks:
         return

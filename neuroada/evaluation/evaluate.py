@@ -1,4 +1,4 @@
-"""Generate an answer to every test question of some tasks, score it twice, write predictions and results.json.
+"""Ask a model every test question of some tasks, score each answer twice, write predictions and results.json.
 
 Any number of ranks: the batches are formed from the questions alone and dealt out whole, so the predictions are the
 same bytes on one rank or many (given as many CPU threads for each rank). Ranks meet at barriers and in files alone.
@@ -9,10 +9,10 @@ import heapq
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,33 +20,18 @@ import transformers
 from tqdm import tqdm
 
 from neuroada.errors import UserError
-from neuroada.evaluation.generate import Batch, generate, plan_batches, stop_tokens
+from neuroada.evaluation.generate import Batch, generate, log_likelihoods, plan_batches, plan_options, stop_tokens
 from neuroada.evaluation.parts import Parts
-from neuroada.evaluation.results import averages, make_header, read_scores, summarize, to_json
+from neuroada.evaluation.questions import Backend, Questions, Scored, prepare
+from neuroada.evaluation.results import averages, make_header, read_scores, same_task, summarize, to_json
 from neuroada.files import FolderLock, read_json, write_text
 from neuroada.tasks.data import contamination, load_examples, possible_files
-from neuroada.tasks.encode import encode_prompts
-from neuroada.tasks.table import TASKS, Example, Task, get_task
+from neuroada.tasks.table import OWN, TASKS, Example, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BATCH_TOKENS = 16384  # prompt and answer tokens in the cache at once: 8 GiB of it for LLaMA-7B in bf16
-
-
-class Backend(Protocol):
-    """What decodes: which prompts go together, and their greedy continuations as token ids."""
-
-    context: int | None  # tokens of prompt and answer together; None: no limit
-
-    def describe(self) -> list[Any]:
-        """Everything about it that may change a generation, for JSON."""
-
-    def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[Batch]: ...
-
-    def generate(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, rows: int, on_finished: Callable[[], Any]
-    ) -> list[list[int]]: ...
 
 
 class TransformersBackend:
@@ -69,17 +54,11 @@ class TransformersBackend:
     ) -> list[list[int]]:
         return generate(self.model, prompts, max_new_tokens, self.stop_ids, rows, on_finished)
 
+    def plan_options(self, lengths: Sequence[Sequence[int]]) -> list[Batch]:
+        return plan_options(lengths, self.batch_tokens)
 
-@dataclass
-class _Questions:
-    """A task's test set, ready to be generated. `batches` hold positions in `examples`."""
-
-    task: Task
-    examples: list[Example]
-    prompts: list[str]
-    ids: list[list[int]]
-    batches: list[Batch]
-    too_long: set[int]  # left out of the batches: prompt and answer do not fit the context
+    def log_likelihoods(self, sequences: Sequence[Scored], rows: int, on_finished: Callable[[], Any]) -> list[float]:
+        return log_likelihoods(self.model, sequences, rows, on_finished)
 
 
 def evaluate_tasks(
@@ -141,22 +120,23 @@ def evaluate_backend(
     if not tasks:
         raise UserError("tasks: there is none to evaluate; name at least one")
     out = Path(out_dir)
-    questions = {task.name: _prepare(backend, tokenizer, task, data_dir, limit) for task in tasks}
+    questions = {task.name: prepare(backend, tokenizer, task, data_dir, limit) for task in tasks}
     header = make_header(names, identity, limit)
     with _ranks() as (rank, world_size, barrier), _locked(out, rank):
-        kept = read_scores(out, header)
+        kept = {
+            name: entry
+            for name, entry in read_scores(out, header).items()
+            if name not in questions or same_task(entry, questions[name].task)
+        }
         _check_smaller(out, kept, questions)
         parts = Parts(out / "predictions" / ".parts", _fingerprint(backend, questions, identity), rank, barrier)
         mine = _deal(questions, parts, world_size)[rank]
-        total = sum(len(questions[name].batches[number].indices) for name, number in mine)
-        with tqdm(total=total, unit="example", desc="generating", disable=rank > 0 or not mine) as progress:
+        total = sum(questions[name].size(questions[name].batches[number]) for name, number in mine)
+        units = "s or ".join(dict.fromkeys(q.unit for q in questions.values()))
+        with tqdm(total=total, unit=units, desc="generating", disable=rank > 0 or not mine) as progress:
             for name, number in mine:
                 of = questions[name]
-                batch = of.batches[number]
-                ids = [of.ids[i] for i in batch.indices]
-                answers = backend.generate(ids, of.task.max_new_tokens, batch.rows, progress.update)
-                texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-                parts.write((name, number), [str(text) for text in texts])
+                parts.write((name, number), of.ask(backend, of.batches[number], progress.update))
         barrier()
         if rank == 0:
             _conclude(questions, parts, data_dir, out, header, kept, trained_on)
@@ -165,7 +145,7 @@ def evaluate_backend(
     return results
 
 
-def _check_smaller(out: Path, kept: Mapping[str, Any], questions: Mapping[str, _Questions]) -> None:
+def _check_smaller(out: Path, kept: Mapping[str, Any], questions: Mapping[str, Questions]) -> None:
     """UserError where a score of more questions would be lost."""
     for name, q in questions.items():
         if name in kept and kept[name]["n"] > len(q.examples):
@@ -207,36 +187,17 @@ def _ranks() -> Iterator[tuple[int, int, Callable[[], None]]]:
         dist.destroy_process_group(group)
 
 
-def _prepare(
-    backend: Backend,
-    tokenizer: "PreTrainedTokenizerBase",
-    task: Task,
-    data_dir: str | Path,
-    limit: int | None,
-) -> _Questions:
-    examples = load_examples(task, "test", data_dir)[:limit]
-    if not examples:
-        raise UserError(f"task {task.name}: its test set is empty; there is nothing to score")
-    prompts = [task.prompt(example) for example in examples]
-    ids = encode_prompts(prompts, tokenizer)
-    room = float("inf") if backend.context is None else backend.context - task.max_new_tokens
-    fitting = [i for i, one in enumerate(ids) if len(one) <= room]
-    planned = backend.plan([len(ids[i]) for i in fitting], task.max_new_tokens)
-    batches = [Batch(tuple(fitting[i] for i in batch.indices), batch.rows) for batch in planned]
-    return _Questions(task, examples, prompts, ids, batches, set(range(len(ids))) - set(fitting))
-
-
-def _fingerprint(backend: Backend, questions: Mapping[str, _Questions], identity: Any) -> str | None:
+def _fingerprint(backend: Backend, questions: Mapping[str, Questions], identity: Any) -> str | None:
     if identity is None:
         return None
-    asked = [[q.task.name, q.task.max_new_tokens, q.ids, [asdict(b) for b in q.batches]] for q in questions.values()]
+    asked = [[q.task.name, q.asked(), [asdict(b) for b in q.batches]] for q in questions.values()]
     return hashlib.sha256(json.dumps([identity, torch.__version__, backend.describe(), asked]).encode()).hexdigest()
 
 
-def _deal(questions: Mapping[str, _Questions], parts: Parts, world_size: int) -> list[list[tuple[str, int]]]:
+def _deal(questions: Mapping[str, Questions], parts: Parts, world_size: int) -> list[list[tuple[str, int]]]:
     """The batches still to do, for each rank: the costliest first, each to the rank with the least so far."""
     costs = {
-        (name, number): sum(len(q.ids[i]) + q.task.max_new_tokens for i in batch.indices)
+        (name, number): q.cost(batch)
         for name, q in questions.items()
         for number, batch in enumerate(q.batches)
         if (name, number) not in parts.done
@@ -251,7 +212,7 @@ def _deal(questions: Mapping[str, _Questions], parts: Parts, world_size: int) ->
 
 
 def _conclude(
-    questions: Mapping[str, _Questions],
+    questions: Mapping[str, Questions],
     parts: Parts,
     data_dir: str | Path,
     out: Path,
@@ -264,7 +225,7 @@ def _conclude(
     training_sets: dict[str, list[Example] | None] = {}
     entries = dict(kept)
     for name, q in questions.items():
-        trainer = trained_on or q.task.suite
+        trainer = OWN if q.task.suite == OWN else trained_on or q.task.suite  # an own prompt compares with no other
         if trainer not in training_sets:
             training_sets[trainer] = _training_set(trainer, data_dir)
         train = training_sets[trainer]
@@ -276,23 +237,25 @@ def _conclude(
         lines = "".join(json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
         write_text(out / "predictions" / f"{name}.jsonl", lines)
         entries[name] = summarize(q.task, predictions)
-    means = averages([get_task(name) for name in entries], entries)
+    known = TASKS | {name: q.task for name, q in questions.items() if q.task.suite != OWN}
+    means = averages([known[name] for name in entries if name in known], entries)
     write_text(out / "results.json", to_json({**header, "tasks": entries, "averages": means}))
     parts.remove()
 
 
-def _prediction(q: _Questions, i: int, generation: str, seen: set[int] | None) -> dict[str, Any]:
+def _prediction(q: Questions, i: int, said: str, seen: set[int] | None) -> dict[str, Any]:
     gold = q.examples[i][q.task.answer_column]
-    note = f"the prompt's {len(q.ids[i])} tokens and {q.task.max_new_tokens} new ones exceed the model's context"
+    answer, more = q.read(i, said)
     return {
         "index": i,
         "prompt": q.prompts[i],
-        "generation": generation,
+        "generation": answer,
+        **more,
         "gold": gold,
-        "published": asdict(q.task.published(generation, gold)),
-        "sound": asdict(q.task.sound(generation, gold)),
+        "published": asdict(q.task.published(answer, gold)),
+        "sound": asdict(q.task.sound(answer, gold)),
         "seen_in_training": None if seen is None else i in seen,
-        **({"note": note} if i in q.too_long else {}),
+        **({"note": q.excess(i)} if i in q.too_long else {}),
     }
 
 

@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 TURNS = 2  # prompts of a batch per row of its cache: more refills waste less, fewer leave more batches to share out
 PREFILL_TOKENS = 1024  # of prompts that enter the cache in one forward: neighbours in length, so little is padding
 
+OPTION_TOKENS = 4096  # of prompts with options in one forward: a processor gains no more by larger ones
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts decoded together: their positions in the list that was planned, and how many may be in the cache."""
+    """Prompts decoded together: their positions in the list that was planned, and how many may be in the cache.
+
+    Of multiple choice: questions scored together, and how many of their options in one forward.
+    """
 
     indices: tuple[int, ...]
     rows: int
@@ -41,6 +46,25 @@ def plan_batches(lengths: Sequence[int], max_new_tokens: int, batch_tokens: int)
         rows = max(1, batch_tokens // (lengths[order[0]] + max_new_tokens))
         batches.append(Batch(tuple(order[: TURNS * rows]), rows))
         order = order[TURNS * rows :]
+    return batches
+
+
+def plan_options(lengths: Sequence[Sequence[int]], batch_tokens: int) -> list[Batch]:
+    """Cut questions into batches, longest first.
+
+    `lengths`: of each question, the tokens of the prompt with each option. A batch's `rows` sequences are at most
+    `batch_tokens` tokens, and at most OPTION_TOKENS; all options of a question are in one batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-max(lengths[i]), i))
+    batches: list[Batch] = []
+    while order:
+        rows = max(1, min(batch_tokens, OPTION_TOKENS) // max(lengths[order[0]]))
+        count, sequences = 0, 0
+        while count < len(order) and (count == 0 or sequences + len(lengths[order[count]]) <= rows):
+            sequences += len(lengths[order[count]])
+            count += 1
+        batches.append(Batch(tuple(order[:count]), rows))
+        order = order[count:]
     return batches
 
 
@@ -92,6 +116,40 @@ def generate(
             live = [live[row] for row in keep]
             cache = cache.select(keep) if keep else None
     return outputs
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: "PreTrainedModel",
+    sequences: Sequence[tuple[Sequence[int], int]],
+    rows: int,
+    on_finished: Callable[[], Any] = lambda: None,
+) -> list[float]:
+    """For each (token ids, start): the summed log-probability, in fp32, of the tokens from `start` on.
+
+    1 <= start < the number of tokens. `rows` sequences go through the model at once, padded on the left, so that what
+    is scored stands at the end and logits exist only there. `on_finished` is called once for each sequence.
+    """
+    found: list[float] = []
+    for begin in range(0, len(sequences), rows):
+        group = sequences[begin : begin + rows]
+        length, scored = max(len(ids) for ids, _ in group), max(len(ids) - start for ids, start in group)
+        ids = torch.tensor([[0] * (length - len(one)) + list(one) for one, _ in group], device=model.device)
+        mask = torch.tensor([[0] * (length - len(one)) + [1] * len(one) for one, _ in group], device=model.device)
+        counts = torch.tensor([len(one) - start for one, start in group], device=model.device)
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=scored + 1,
+        ).logits[:, :-1]
+        log_probs = logits.float().log_softmax(-1).gather(-1, ids[:, -scored:, None]).squeeze(-1)
+        before = torch.arange(scored, device=model.device) < scored - counts[:, None]  # prompt, or padding
+        found += log_probs.masked_fill(before, 0.0).sum(1).tolist()
+        for _ in group:
+            on_finished()
+    return found
 
 
 @dataclass

@@ -11,7 +11,7 @@ from rich.table import Table
 from neuroada.errors import UserError
 from neuroada.tasks.results_file import read_results
 from neuroada.tasks.statistics import RULES, wilson
-from neuroada.tasks.table import TASKS, Task
+from neuroada.tasks.table import Task
 
 Prediction = Mapping[str, Any]  # a line of predictions/<task>.jsonl
 
@@ -22,9 +22,21 @@ def summarize(task: Task, predictions: Sequence[Prediction]) -> dict[str, Any]:
     return {
         **_accuracies(predictions),
         "unseen": _accuracies([p for p in predictions if not p["seen_in_training"]]) if known else None,
-        "baseline": task.baseline([p["gold"] for p in predictions]),
+        "baseline": _baseline(task, predictions),
         "too_long": sum("note" in p for p in predictions),
+        **({} if task.version is None else {"version": task.version}),
     }
+
+
+def same_task(entry: Mapping[str, Any], task: Task) -> bool:
+    """Whether an entry of results.json is of this task, not of another file that bore its name."""
+    return entry.get("version") == task.version
+
+
+def _baseline(task: Task, predictions: Sequence[Prediction]) -> float:
+    if task.multiple_choice is not None:  # to draw an option
+        return sum(1 / len(p["options"]) for p in predictions) / len(predictions)
+    return task.baseline([p["gold"] for p in predictions])
 
 
 def _accuracies(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -66,7 +78,7 @@ def read_scores(out: Path, header: Mapping[str, Any]) -> dict[str, Any]:
         )
     if there.weights != header["weights"]:
         return {}
-    return {name: entry.model_dump(exclude_unset=True) for name, entry in there.tasks.items() if name in TASKS}
+    return {name: entry.model_dump(exclude_unset=True) for name, entry in there.tasks.items()}
 
 
 def make_header(names: Mapping[str, str | None], identity: Any, limit: int | None) -> dict[str, Any]:

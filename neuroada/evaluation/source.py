@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from neuroada.errors import UserError
 from neuroada.files import check_schema, read_bytes, read_yaml
-from neuroada.tasks.table import TASKS, Task, get_task
+from neuroada.tasks.table import TASKS, Task, get_task, is_task_file
 
 
 def resolve_tasks(names: Iterable[str]) -> list[Task]:
@@ -22,12 +22,21 @@ def resolve_tasks(names: Iterable[str]) -> list[Task]:
 
 
 def find_tasks(names: Iterable[str]) -> list[Task]:
-    """The tasks called `names`, each once; a suite's name (math, commonsense) stands for its tasks that have a test.
+    """The tasks called `names`, each once.
 
-    UserError: an unknown name, no name at all.
+    A suite's name (math, commonsense) stands for its tasks that have a test, the path of a YAML file for the task that
+    it describes. UserError: an unknown name, no name at all, a task file with something wrong.
     """
     tasks: dict[str, Task] = {}
-    for name in filter(None, (name.strip() for name in names)):
+    for name in filter(None, dict.fromkeys(name.strip() for name in names)):
+        if is_task_file(name):
+            from neuroada.data.task_file import load_task
+
+            own = load_task(name)
+            if own.name in tasks:
+                raise UserError(f"tasks: {name} is a task called {own.name}, and there is another; set its name")
+            tasks[own.name] = own
+            continue
         suite = [task for task in TASKS.values() if task.suite == name and task.tests_its_suite]
         for task in suite or [get_task(name)]:
             tasks[task.name] = task

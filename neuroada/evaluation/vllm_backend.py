@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from neuroada.errors import UserError
 from neuroada.evaluation.generate import Batch
 from neuroada.evaluation.load import load
+from neuroada.evaluation.questions import Scored
 from neuroada.evaluation.source import Source
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
@@ -59,3 +61,9 @@ class VllmBackend:
         for _ in outputs:
             on_finished()
         return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def plan_options(self, lengths: Sequence[Sequence[int]]) -> list[Batch]:
+        raise UserError("backend: vllm scores no multiple choice; give --backend hf")
+
+    def log_likelihoods(self, sequences: Sequence[Scored], rows: int, on_finished: Callable[[], Any]) -> list[float]:
+        raise NotImplementedError  # nothing is planned

@@ -90,7 +90,7 @@ def curves(run: RunFolder) -> str:
 def accuracy(run: RunFolder) -> str:
     """Each task against the base model and the published table; or how to come by it."""
     if not run.results:
-        done = f"neuroada evaluate --adapter RUN/adapter --tasks {run.recipe['task']}"
+        done = f"neuroada evaluate --adapter RUN/adapter --tasks {run.recipe['task'] or 'A,B'}"
         return notes([f"Not scored yet: {done}, then neuroada report RUN."])
     rows, lines = [], []
     for task, entry in _entries(run.results):

@@ -103,16 +103,28 @@ def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     return [one[:-1] for one in ids] if _adds_eos(tokenizer) else ids
 
 
+def encode_pairs(prompts: Sequence[str], targets: Sequence[str], tokenizer: Any) -> list[tuple[list[int], int]]:
+    """(the tokens of prompt + target, without an EOS; how many of them are the prompt's), of each pair.
+
+    Like the authors' code, prompt + target is tokenised whole and the prompt alone, for its length. Where the two
+    disagree (a token spans the boundary: a prompt that ends in a blank, say), the prompt's tokens are followed by the
+    target's own, so that a target is always met after the prompt as generation will give it.
+    """
+    wholes = encode_prompts([p + t for p, t in zip(prompts, targets, strict=True)], tokenizer)
+    heads = encode_prompts(prompts, tokenizer)
+    pairs = []
+    for whole, head, target in zip(wholes, heads, targets, strict=True):
+        fits = whole[: len(head)] == head
+        ids = whole if fits else head + tokenizer(target, add_special_tokens=False)["input_ids"]
+        pairs.append((ids, len(head)))
+    return pairs
+
+
 def _adds_eos(tokenizer: Any) -> bool:
     return tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id
 
 
 def _encode(prompts: list[str], targets: list[str], tokenizer: Any, max_length: int) -> Encoded:
-    """Like the authors' code, prompt + target is tokenised whole and the prompt alone, for its length.
-
-    Where the two disagree (a token spans the boundary: a prompt that ends in a blank, say), the prompt's tokens are
-    followed by the target's own, so that training always sees the prompt as generation will give it.
-    """
     eos = tokenizer.eos_token_id
     if eos is None:
         raise UserError(f"model: the tokenizer of {tokenizer.name_or_path!r} has no EOS token; set its eos_token")
@@ -121,18 +133,14 @@ def _encode(prompts: list[str], targets: list[str], tokenizer: Any, max_length: 
     truncated = 0
     for start in range(0, len(prompts), _CHUNK):
         some_prompts, some_targets = prompts[start : start + _CHUNK], targets[start : start + _CHUNK]
-        wholes = encode_prompts([p + t for p, t in zip(some_prompts, some_targets, strict=True)], tokenizer)
-        heads = encode_prompts(some_prompts, tokenizer)
-        for i, (whole, head) in enumerate(zip(wholes, heads, strict=True)):
-            if whole[: len(head)] != head:
-                whole = head + tokenizer(some_targets[i], add_special_tokens=False)["input_ids"]
-            if len(head) >= max_length:
+        for i, (whole, prompt_length) in enumerate(encode_pairs(some_prompts, some_targets, tokenizer)):
+            if prompt_length >= max_length:
                 continue
-            if len(whole) == len(head) or whole[-1] != eos:
+            if len(whole) == prompt_length or whole[-1] != eos:
                 whole.append(eos)
             truncated += len(whole) > max_length
             pieces.append(np.array(whole[:max_length], dtype=np.int32))
-            prompt_lengths.append(len(head))
+            prompt_lengths.append(prompt_length)
             rows.append(start + i)
     if not pieces:
         raise UserError(f"max_length: {max_length} leaves no room for any answer after the prompt; raise it")

@@ -9,8 +9,12 @@ from typing import Any
 from neuroada.errors import UserError
 from neuroada.tasks import arithmetic, glue, prompts, rows, scoring
 
-Example = Mapping[str, str]
-"""One question in LLM-Adapters' form: instruction, input, output, answer; all strings. GLUE: texts and label."""
+Example = Mapping[str, Any]
+"""One question in LLM-Adapters' form: instruction, input, output, answer; all strings. GLUE: texts and label. Of a task
+file: prompt, answer, and options, a list of strings."""
+
+OWN = "own"
+"""The suite of tasks that a file describes (neuroada/data/task_file.py)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,14 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class MultipleChoice:
+    """The answer is not generated: it is the option to which the model gives the highest log-probability."""
+
+    options: Callable[[Example], Sequence[str]]
+    length_normalised: bool  # compared per token, not summed over an option's tokens
+
+
+@dataclass(frozen=True)
 class Task:
     """A row of the table.
 
@@ -50,7 +62,7 @@ class Task:
     """
 
     name: str
-    suite: str  # commonsense | math | arithmetic | glue
+    suite: str  # commonsense | math | arithmetic | glue | own
     prompt: Callable[[Example], str]
     target: Callable[[Example], str]
     published: Rule
@@ -66,6 +78,8 @@ class Task:
     answer_column: str = "answer"
     from_row: Callable[[dict[str, Any]], dict[str, Any]] = rows.unchanged  # a row as the file has it -> `columns`
     generate: Callable[[str], Sequence[Example]] | None = None  # split -> examples, instead of files
+    multiple_choice: MultipleChoice | None = None  # None: answers are generated
+    version: str | None = None  # of a task file: a hash of all that decides a score
     # classification with an encoder (suite glue) alone
     text_columns: tuple[str, ...] = ()  # what the encoder reads: one sentence or a pair
     num_labels: int = 0  # 1: regression
@@ -196,6 +210,11 @@ _ROWS = [
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
 
+def is_task_file(name: str) -> bool:
+    """Whether the name of a task is the path of a file that describes one."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def get_task(name: str) -> Task:
     """The row called `name`, of this table or of an installed package (an entry point of the group neuroada.tasks).
 
@@ -203,6 +222,10 @@ def get_task(name: str) -> Task:
     """
     if name in TASKS:
         return TASKS[name]
+    if is_task_file(name):
+        raise UserError(
+            f"task = {name}: a task file is for evaluate.tasks and --tasks; to train on files of your own, give data"
+        )
     for entry in entry_points(group="neuroada.tasks", name=name):
         return entry.load()
     lower = {known.lower(): known for known in TASKS}
