@@ -1,6 +1,6 @@
 """Plans against real runs: the bytes alive at the peak of a real step, counted on CPU, beside what the plan says.
 
-python benchmarks/plan_check.py --model models/smollm2-135m --ranks 1 2 4
+python benchmarks/plan_check.py --model models/smollm2-135m --ranks 1 2 4 [--base nf4]
 
 Every engine really runs: each rank counts the storages alive before, during and after its second step. Prints a table.
 """
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--strategies", nargs="+", default=STRATEGIES)
     parser.add_argument("--checkpointing", action="store_true", help="with activation checkpointing")
+    parser.add_argument("--base", choices=("nf4", "int8", "fp8"), help="over a base stored so")
     parser.add_argument("--rank-of", help=argparse.SUPPRESS)  # what this script starts itself with
     args = parser.parse_args()
     if args.rank_of:
@@ -33,7 +34,7 @@ def main() -> None:
     print(f"{'strategy':10} ranks  planned GB  counted GB  difference")
     for ranks in args.ranks:
         for strategy in ("single",) if ranks == 1 else args.strategies:
-            planned, counted = check(args.model, strategy, ranks, args.checkpointing)
+            planned, counted = check(args.model, strategy, ranks, args.checkpointing, args.base)
             difference = 100 * (planned / counted - 1)
             print(
                 f"{strategy:10} {ranks:5}  {planned / 1e9:10.3f}  {counted / 1e9:10.3f}  {difference:+9.1f} %",
@@ -41,7 +42,9 @@ def main() -> None:
             )
 
 
-def check(model: str, strategy: str, ranks: int, checkpointing: bool = False) -> tuple[int, int]:
+def check(
+    model: str, strategy: str, ranks: int, checkpointing: bool = False, base: str | None = None
+) -> tuple[int, int]:
     """(planned, counted) bytes of rank 0 at the peak."""
     with tempfile.TemporaryDirectory() as folder:
         options = {
@@ -57,7 +60,7 @@ def check(model: str, strategy: str, ranks: int, checkpointing: bool = False) ->
         ds_config.write_text(json.dumps({"zero_optimization": {"stage": stage, **options}}))
         values = {
             "model": model, "task": "arithmetic", "output_dir": folder, "provenance": "made for a check",
-            "adapter": {"k": 20, "target_modules": TARGETS},
+            "adapter": {"k": 20, "target_modules": TARGETS}, "base": {"model_dtype": base},
             "optimizer": {"lr": 1e-3},
             "train": {"global_batch_size": 2 * ranks, "micro_batch_size": 2, "max_length": 256, "dtype": "bf16",
                       "activation_checkpointing": checkpointing},

@@ -4,7 +4,8 @@
     from neuroada import NeuroAdaConfig
 
 Importing PEFT takes seconds, which a command that only reads a recipe must not pay: the method is registered when PEFT
-is there already, or else the moment somebody imports it.
+is there already, or else the moment somebody imports it. So is, with transformers, the way its from_pretrained opens a
+folder that `neuroada quantise` wrote.
 """
 
 import importlib
@@ -26,15 +27,18 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'neuroada' has no attribute {name!r}")
 
 
-class _RegisterAfterPeft(MetaPathFinder, Loader):
-    """Lets the import of PEFT run as ever, then imports neuroada.adapter, which registers the method."""
+class _RegisterAfter(MetaPathFinder, Loader):
+    """Lets the import of `library` run as ever, then imports `ours`, which registers the method there."""
+
+    def __init__(self, library: str, ours: str) -> None:
+        self.library, self.ours = library, ours
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != "peft":
+        if name != self.library:
             return None
         sys.meta_path.remove(self)
-        spec = find_spec("peft")
-        sys.meta_path.insert(0, self)  # transformers asks for the spec long before anybody imports PEFT
+        spec = find_spec(name)
+        sys.meta_path.insert(0, self)  # transformers asks for PEFT's spec long before anybody imports it
         if spec is not None and spec.loader is not None:
             self.loader, spec.loader = spec.loader, self
         return spec
@@ -46,10 +50,11 @@ class _RegisterAfterPeft(MetaPathFinder, Loader):
         sys.meta_path.remove(self)
         module.__spec__.loader = module.__loader__ = self.loader  # type: ignore[union-attr]
         self.loader.exec_module(module)
-        importlib.import_module("neuroada.adapter")
+        importlib.import_module(self.ours)
 
 
-if "peft" in sys.modules:
-    importlib.import_module("neuroada.adapter")
-else:
-    sys.meta_path.insert(0, _RegisterAfterPeft())
+for library, ours in (("peft", "neuroada.adapter"), ("transformers.quantizers", "neuroada.hf.quantizer")):
+    if library in sys.modules:
+        importlib.import_module(ours)
+    else:
+        sys.meta_path.insert(0, _RegisterAfter(library, ours))

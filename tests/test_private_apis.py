@@ -49,6 +49,18 @@ PRIVATE = {
     "peft.tuners.tuners_utils.BaseTuner._replace_module": ("adapter/model.py", "as above; a classifier has no weight"),
     "peft.tuners.tuners_utils.BaseTuner._prepare_model": ("adapter/model.py", "checks before a layer is replaced"),
     "peft.tuners.tuners_utils.BaseTuner._get_adapter_state_dict": ("adapter/model.py", "what an adapter's file holds"),
+    "peft.tuners.tuners_utils._maybe_include_all_linear_layers": (
+        "adapter/model.py",
+        "what PEFT takes all-linear for, before packed layers are added",
+    ),
+    "transformers.quantizers.HfQuantizer._process_model_before_weight_loading": (
+        "hf/quantizer.py",
+        "the hook every quantizer overrides",
+    ),
+    "transformers.quantizers.HfQuantizer._dequantize": (
+        "hf/quantizer.py",
+        "the hook of model.dequantize()",
+    ),
     "peft.tuners.tuners_utils.BaseTunerLayer._disable_adapters": (
         "hf/adapters_off.py",
         "the layers' flag alone; the public switch also turns requires_grad off, under the engines' gradient hooks",

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from peft.utils import AuxiliaryTrainingWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES, INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
@@ -25,6 +25,7 @@ from neuroada.adapter.experts import NeuroAdaExperts, NeuroAdaExpertsWeight
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.layer import UNSELECTED, NeuroAdaLinear
 from neuroada.errors import UserError
+from neuroada.quantised import QuantisedLinear, declare_dense
 
 
 class NeuroAdaModel(BaseTuner):
@@ -108,6 +109,8 @@ class NeuroAdaModel(BaseTuner):
             everything = targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND or targets == DUMMY_TARGET_MODULES
             if not everything and not any(re.fullmatch(targets, name) for name in names):
                 raise UserError(f"target_modules = {targets!r}: this expression matches no module of the model")
+            if targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+                _include_quantised(cast(NeuroAdaConfig, peft_config), model)
             return
         linears = sorted(
             {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
@@ -177,6 +180,11 @@ class NeuroAdaModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's moves the adapter to the weight's device: meta, if that is offloaded. Ours is made where it runs.
         setattr(parent, child_name, new_module)
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super().merge_and_unload(*args, **kwargs)
+        declare_dense(model)
+        return model
 
     def unload(self) -> nn.Module:
         for layer in neuroada_layers(self.model):
@@ -274,6 +282,15 @@ class NeuroAdaModel(BaseTuner):
                     f"adapter_config.json"
                 )
             note_fingerprint(layers, adapter, found)
+
+
+def _include_quantised(config: NeuroAdaConfig, model: nn.Module) -> None:
+    """ "all-linear" over a quantised base: PEFT takes it for its own list of classes, in which ours is not."""
+    quantised = {name for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
+    if quantised:
+        _maybe_include_all_linear_layers(config, model)
+        quantised = {name for name in quantised if not name.endswith(".base_layer")}
+        config.target_modules = sorted(quantised.union(config.target_modules or ()))
 
 
 def note_fingerprint(layers: list[NeuroAdaLinear], adapter: str, found: str) -> None:

@@ -12,7 +12,8 @@ from neuroada.errors import UserError
 from neuroada.evaluation.source import Source
 from neuroada.hf.loading import load_config, load_pretrained, load_tokenizer
 from neuroada.hf.model_folder import check_finite
-from neuroada.hf.quantised import pretrained_quantised, stored_quantisation
+from neuroada.hf.quantised import pretrained_quantised
+from neuroada.hf.quantised_config import stored_quantisation
 from neuroada.quantised import Quantisation
 
 if TYPE_CHECKING:

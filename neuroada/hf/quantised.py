@@ -13,29 +13,10 @@ from torch import nn
 from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
 from neuroada.hf.loading import build_empty
+from neuroada.hf.quantised_config import stored_quantisation
 from neuroada.hf.tensor_files import Checkpoint, resolve
 from neuroada.hf.weights import fill, wanted
 from neuroada.quantised import PackedRows, Quantisation, QuantisedLinear, quantise
-
-KEY = "quantization_config"
-"""Of config.json, as transformers has it: one that does not know our method refuses the folder, in words."""
-
-
-def stored_quantisation(config: Any, source: str) -> Quantisation | None:
-    """How the checkpoint itself is stored, by its configuration; None: unquantised.
-
-    UserError: quantised by another library, whose tensors are not plain bytes by rows.
-    """
-    found = getattr(config, KEY, None)
-    if found is None:
-        return None
-    found = found if isinstance(found, dict) else found.to_dict()
-    if found.get("quant_method") != "neuroada":
-        raise UserError(
-            f"model = {source}: already quantised ({found.get('quant_method')}); give the original checkpoint, and "
-            f"base.model_dtype"
-        )
-    return Quantisation.from_json(found, f"model = {source}: {KEY}")
 
 
 def choose_quantisation(recipe: Recipe, config: Any) -> Quantisation | None:

@@ -16,7 +16,8 @@ from neuroada.errors import UserError
 from neuroada.files import new_folder, write_json
 from neuroada.files.names import match
 from neuroada.hf.model_folder import FLOATS
-from neuroada.hf.quantised import KEY, quantised_layers
+from neuroada.hf.quantised import quantised_layers
+from neuroada.hf.quantised_config import KEY, as_dense
 from neuroada.hf.tensor_files import DTYPES, Checkpoint
 from neuroada.offline.convert import Stored, convert
 from neuroada.offline.output import companions, copy_companions
@@ -95,7 +96,7 @@ def merge_quantised(
     with new_folder(out, size=size, field="--out ") as folder:
         copy_companions(base, folder)
         written = convert(source, folder, changes, progress)
-        write_json(folder / "config.json", {k: v for k, v in source.config.items() if k != KEY}, indent=2)
+        write_json(folder / "config.json", as_dense(source.config), indent=2)
         found = checksum((module, connections[module][0], dense[module].base) for module in sorted(connections))
         found = with_format(quantisation, found)
         if found != adapter.config.base_fingerprint:

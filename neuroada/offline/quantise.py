@@ -8,7 +8,8 @@ from neuroada.errors import UserError
 from neuroada.files import new_folder, write_json
 from neuroada.files.names import match
 from neuroada.hf.model_folder import FLOATS
-from neuroada.hf.quantised import KEY, quantised_layers
+from neuroada.hf.quantised import quantised_layers
+from neuroada.hf.quantised_config import KEY, as_quantised
 from neuroada.hf.tensor_files import Checkpoint
 from neuroada.offline.convert import Stored, convert
 from neuroada.offline.output import companions, copy_companions
@@ -34,7 +35,7 @@ def quantise_folder(model: Path, out: Path, quantisation: Quantisation, progress
     with new_folder(out, size=size, field="--out ") as folder:
         copy_companions(model, folder)
         written = convert(source, folder, changes, progress)
-        write_json(folder / "config.json", source.config | {KEY: quantisation.as_json()}, indent=2)
+        write_json(folder / "config.json", as_quantised(source.config, quantisation), indent=2)
     return {
         "out": str(out),
         "format": quantisation.describe(),

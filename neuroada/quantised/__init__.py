@@ -4,7 +4,16 @@ A layer dequantises its weight for a product and drops it. Nothing here names an
 """
 
 from neuroada.quantised.linear import QuantisedLinear
-from neuroada.quantised.model import dequantise, quantise
-from neuroada.quantised.packed import FORMATS, PackedRows, Quantisation
+from neuroada.quantised.model import declare_dense, dequantise, quantise
+from neuroada.quantised.packed import FORMATS, METHOD, PackedRows, Quantisation
 
-__all__ = ["FORMATS", "PackedRows", "Quantisation", "QuantisedLinear", "dequantise", "quantise"]
+__all__ = [
+    "FORMATS",
+    "METHOD",
+    "PackedRows",
+    "Quantisation",
+    "QuantisedLinear",
+    "declare_dense",
+    "dequantise",
+    "quantise",
+]

@@ -1,13 +1,13 @@
 """A model's Linear layers, quantised where they stand, and made dense again."""
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from neuroada.errors import UserError
 from neuroada.quantised.linear import QuantisedLinear
-from neuroada.quantised.packed import Quantisation
+from neuroada.quantised.packed import METHOD, Quantisation
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -36,7 +36,22 @@ def dequantise(model: Model) -> Model:
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantisedLinear):
             model.set_submodule(name, module.dequantised())
+    declare_dense(model)
     return model
+
+
+def declare_dense(model: nn.Module) -> None:
+    """Where no quantised layer is left, take out of a transformers model what calls it quantised: it can be saved."""
+    config: Any = getattr(model, "config", None)
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    stored = getattr(config, "quantization_config", None)
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    if method != METHOD or any(isinstance(module, QuantisedLinear) for module in model.modules()):
+        return
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)
+    else:
+        del config.quantization_config
 
 
 def _is_plain(weight: nn.Parameter) -> bool:

@@ -17,6 +17,8 @@ from neuroada.ops.selection import select_top_k
 from neuroada.quantised.codecs import BLOCK, CODECS, Codec
 
 FORMATS = tuple(CODECS)
+METHOD = "neuroada"
+"""The quant_method of a config.json whose folder stores packed layers."""
 
 CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 24
 """Elements encoded or decoded at once: their fp32 copies are all that is alive beside the result."""
@@ -38,7 +40,7 @@ class Quantisation:
 
     def as_json(self) -> dict[str, Any]:
         """What files carry."""
-        return {"quant_method": "neuroada", "format": self.format, "block": self.codec.divisor, "exact": self.exact}
+        return {"quant_method": METHOD, "format": self.format, "block": self.codec.divisor, "exact": self.exact}
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "Quantisation":

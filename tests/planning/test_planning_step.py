@@ -93,12 +93,13 @@ def test_a_strategy_cuts_what_it_says():
     assert offloaded.host_bytes > one["weights"] // 4
 
 
-def test_plan_equals_a_real_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("base", [None, "nf4"])
+def test_plan_equals_a_real_run(tmp_path, monkeypatch, base):
     """One process and a tiny model; benchmarks/plan_check.py does the same for every engine."""
     from transformers import LlamaForCausalLM
 
     LlamaForCausalLM(tiny_config(4)).to(torch.bfloat16).save_pretrained(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    planned, counted = importlib.import_module("plan_check").check(str(tmp_path), "single", 1)
+    planned, counted = importlib.import_module("plan_check").check(str(tmp_path), "single", 1, base=base)
     assert abs(planned / counted - 1) < 0.1
