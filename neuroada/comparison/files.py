@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from neuroada.files import check_schema, read_json
 
-REMEDY = "remove it, and run the comparison again"
+REMEDY = "remove its folder, and run the comparison again"
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]  # a sum or a square of some stays finite
 Rate = Annotated[str, Field(pattern=r"^\d{1,20}(\.\d{1,20})?(e[-+]?\d{1,2})?$")]
 """A learning rate as a key, such as 0.003 or 1e-05."""
@@ -111,4 +111,4 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def read_summary(path: Path) -> dict[str, Any]:
     """comparison.json. UserError: not what a comparison wrote."""
-    return check_schema(Summary, read_json(path), str(path), REMEDY).model_dump(exclude_unset=True)
+    return check_schema(Summary, read_json(path), str(path), "run the comparison again").model_dump(exclude_unset=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from judge import snapshot
+from lives import Life
 from world import TRAIN, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,23 +108,22 @@ RESULTS = {"merge": "model.safetensors", "export": "adapter_model.safetensors", 
 def test_killed_at_random_moments(clean: Path, world: Path, name: str) -> None:
     """Ctrl-C, SIGTERM and SIGKILL, then the same command: the result of an undisturbed one, and nothing left."""
     command, rng = KILLED[name], random.Random(name)
+    Life(clean, ["evaluate", "--help"]).end()  # starts the process that the others are forked from
     started = time.monotonic()
-    undisturbed = start(clean, [*command[:-1], command[-1].removesuffix("out") + "whole"])
-    said = undisturbed.communicate()[1]
-    assert undisturbed.returncode == 0, said
+    status, said = Life(clean, [*command[:-1], command[-1].removesuffix("out") + "whole"]).end()
+    assert status == 0, said
     seconds = time.monotonic() - started
     for number in range(12):
-        process = start(world, command)
-        time.sleep(rng.uniform(0.5, 1.1) * seconds)
-        process.send_signal((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 3])
-        said = process.communicate()[1]
-        assert process.returncode in (0, 75, 130, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT), said
+        life = Life(world, command)
+        time.sleep(rng.uniform(0, 1.1) * seconds)
+        life.send((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 3])
+        status, said = life.end()
+        assert status in (0, 75, 130, -signal.SIGKILL, -signal.SIGTERM), said
         if (world / "out").exists() and name not in ("train", "evaluate"):  # whole, and not written over
             assert _result(world / "out", name) == _result(clean / "whole", name)
             _remove(world / "out")
-    last = start(world, command)
-    said = last.communicate()[1]
-    assert last.returncode == 0, said
+    status, said = Life(world, command).end()
+    assert status == 0, said
     assert _result(world / "out", name) == _result(clean / "whole", name)
     expected = {path.replace("whole", "out", 1) for path in snapshot(clean)}
     _remove(clean / "whole")
