@@ -8,13 +8,12 @@ The same outputs, in a file of about five times the size.
 import argparse
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="neuroada export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", type=Path, required=True, metavar="DIR", help="the adapter's folder")
     parser.add_argument("--as", dest="kind", choices=("shira",), required=True, help="the form to write")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write; must not exist")

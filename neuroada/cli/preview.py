@@ -10,14 +10,13 @@ import argparse
 import json
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="neuroada preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", required=True, help="a name in recipes/, or a YAML file")
     parser.add_argument("-n", type=int, default=5, metavar="N", help="examples of each source (default 5)")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object, and no examples")
@@ -36,7 +35,7 @@ def main(argv: list[str]) -> None:
     from neuroada.hf.loading import load_tokenizer
 
     data, train, cache = recipe.data, recipe.train, Path(recipe.data_dir) / ".tokens"
-    tokenizer, console = load_tokenizer(recipe.model), Console()
+    tokenizer, console = load_tokenizer(recipe.model), Console(markup=False, emoji=False)
     if not args.json:
         print_examples(SourceEncoder(data, tokenizer, train.max_length, cache), args.n, console)
     needed = train.max_steps and train.max_steps * train.global_batch_size

@@ -9,14 +9,13 @@ import argparse
 import json
 from pathlib import Path
 
+from neuroada.cli.command import Parser
 from neuroada.errors import UserError
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments, as far as they can be judged without a heavy import."""
-    parser = argparse.ArgumentParser(
-        prog="neuroada quantise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="neuroada quantise", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder of safetensors, or a hub id")
     parser.add_argument("--format", choices=("nf4", "int8", "fp8"), default="nf4")
     parser.add_argument(

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from neuroada.cli.command import Parser
 from neuroada.errors import UserError
-from neuroada.files import read_json
 
 
 def main(argv: list[str]) -> None:
@@ -21,9 +20,10 @@ def main(argv: list[str]) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a run's, such as runs/quickstart")
     if (folder / "comparison.json").is_file():
+        from neuroada.comparison.files import read_summary
         from neuroada.comparison.page import write_comparison
 
-        write_comparison(folder, read_json(folder / "comparison.json"))
+        write_comparison(folder, read_summary(folder / "comparison.json"))
     else:
         from neuroada.reporting import write_report
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from neuroada.comparison.summary import cells, folder_of, notes
-from neuroada.files import read_json_lines, write_json, write_text
+from neuroada.files import write_json, write_text
 from neuroada.reporting.charts import line_chart
 from neuroada.reporting.page import html_table, page
 from neuroada.reporting.page import notes as paragraphs
+from neuroada.runs.run_folder import read_metrics
 
 
 def comparison_page(out: Path, summary: dict[str, Any]) -> str:
@@ -85,7 +86,7 @@ def curves(out: Path, summary: dict[str, Any]) -> str:
             continue
         file = out / "runs" / folder_of(row["method"]) / f"lr-{row['lr']:g}-seed-{row['seeds'][0]}" / "metrics.jsonl"
         if file.is_file():
-            found.append((row["method"], read_json_lines(file, torn=True)))
+            found.append((row["method"], read_metrics(file)))
     losses = [line["loss"] for _, lines in found for line in lines]
     charts = [
         line_chart(

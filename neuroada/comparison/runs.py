@@ -10,9 +10,10 @@ from typing import Any
 
 import neuroada
 from neuroada.comparison.contenders import Comparison
+from neuroada.comparison.files import read_result
 from neuroada.config.recipe import Recipe
 from neuroada.errors import Preempted, UserError
-from neuroada.files import open_append, read_bytes, read_json, write_json
+from neuroada.files import open_append, read_bytes, write_json
 
 
 def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, base: bool = False) -> dict[str, Any]:
@@ -55,14 +56,6 @@ def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, ba
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         shutil.rmtree(folder / "model", ignore_errors=True)  # of methods that train whole weights
     return read_result(result_file)
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """result.json of a run. UserError: not what a comparison wrote."""
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("recipe"), dict):
-        raise UserError(f"{path}: is no result of a comparison; remove it, and it is measured again")
-    return found
 
 
 def deciding(recipe: Recipe, base: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from neuroada.files import read_json
+from neuroada.comparison.files import read_result
 from neuroada.runs.formatting import format_bytes, short
 
 
@@ -28,7 +28,7 @@ def summarize(
     data (of a classifier also its start and the split) for every method alike, and that part of the spread cancels.
     """
     results = {
-        file.parent.relative_to(out / "runs").as_posix(): read_json(file)
+        file.parent.relative_to(out / "runs").as_posix(): read_result(file)
         for file in sorted((out / "runs").rglob("result.json"))
     }
     base = results.get("base", {})
@@ -38,10 +38,13 @@ def summarize(
         runs = [
             result
             for name, result in results.items()
-            if name != "base" and _is(result, name, label, choice["lr"]) and result["recipe"]["train"]["seed"] in seeds
+            if name != "base"
+            and _is(result, name, label, choice["lr"])
+            and result["recipe"]["train"].get("seed") in seeds
         ]
         ended = [result for result in runs if "diverged" not in result]
-        losses.append({result["recipe"]["train"]["seed"]: result["test"] for result in ended})
+        measured = [result for result in ended if result.get("test") is not None]
+        losses.append({result["recipe"]["train"]["seed"]: result["test"] for result in measured})
         shared = losses[0].keys() & losses[-1].keys()
         rows.append(
             {
@@ -72,7 +75,8 @@ COSTS = ("step_seconds", "peak_memory_bytes", "saved_bytes", "merged_cost")
 
 
 def _is(result: dict[str, Any], name: str, label: str, lr: float) -> bool:
-    return name.split("/")[0] == folder_of(label) and result["recipe"]["optimizer"]["lr"] == lr
+    rate = (result["recipe"].get("optimizer") or {}).get("lr")  # the base has none
+    return name.split("/")[0] == folder_of(label) and rate == lr
 
 
 def _at_the_edge(choice: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, WrapValidator, model_validator
 from neuroada.config.data import Data
 from neuroada.config.section import Section, Text
 from neuroada.errors import UserError
-from neuroada.files import check_schema, parse_yaml, read_yaml, write_yaml
+from neuroada.files import check_inside, check_schema, parse_yaml, read_yaml, write_yaml
 from neuroada.registry import ENGINES, METHODS
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -348,7 +348,8 @@ def load_recipe(name: str, overrides: list[str] = []) -> Recipe:  # noqa: B006 (
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe that a run wrote. UserError as of `load_recipe`."""
+    """The recipe that a run wrote. UserError as of `load_recipe`, and where a link leads out of the run's folder."""
+    check_inside(path.parent, path)
     return check_schema(Recipe, read_yaml(path), str(path), "remove it, or choose another folder")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from neuroada.data.formats import RowError, RowReader, make_reader
 from neuroada.data.sources import Source, find_source
 from neuroada.data.storage import LISTED, Facts, Store, Writer
 from neuroada.errors import UserError
+from neuroada.files import explained
 from neuroada.tasks.encode import tokenizer_fingerprint
 
 _VERSION = "1"  # of the stored form and of the rules that lead to it: raise it when either changes
@@ -58,10 +60,12 @@ class SourceEncoder:
         source = find_source(spec, self.data.streaming)
         identity = self.identity(source)
         folder = self.cache_dir / (identity[:32] + (f"-{limit}" if limit is not None else ""))
-        if not Store.exists(folder):
+        if (store := _stored(folder)) is not None:
+            return store, identity
+        with explained(self.cache_dir):
             self.cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(self.cache_dir / f".{folder.name}.lock"):
-                if not Store.exists(folder):
+                if _stored(folder) is None:
                     self._encode(source, folder, limit)
         return Store(folder), identity
 
@@ -127,6 +131,17 @@ class SourceEncoder:
         facts.skipped += 1
         if len(facts.skipped_rows) < LISTED:
             facts.skipped_rows.append(f"{where}: {error}")
+
+
+def _stored(folder: Path) -> Store | None:
+    """The store in `folder`; None where there is none, or, with a warning, a damaged one."""
+    if not Store.exists(folder):
+        return None
+    try:
+        return Store(folder)
+    except UserError as error:
+        warnings.warn(f"encoded again: {error}", stacklevel=2)
+        return None
 
 
 def digest(value: Any) -> str:

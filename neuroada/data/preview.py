@@ -34,9 +34,15 @@ def coloured(tokens: Tokens, tokenizer: Any, kept: int, colours: bool = True) ->
     for style, run in groupby(styles):
         end = start + len(list(run))
         before, after = ("", "") if colours else _BRACKETS[style]
-        said.append(before + tokenizer.decode(tokens.ids[start:end].tolist()) + after, style)
+        text = tokenizer.decode(tokens.ids[start:end].tolist())
+        said.append(before + (_harmless(text) if colours else text) + after, style)
         start = end
     return said
+
+
+def _harmless(text: str) -> str:
+    """`text` with the characters that a terminal would take for commands written out, such as \\x1b."""
+    return "".join(one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
 
 
 def print_examples(encode: SourceEncoder, examples: int, console: Console) -> None:

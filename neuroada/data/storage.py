@@ -12,6 +12,8 @@ A unit is what the order of training counts: a sequence, or the two of a prefere
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -24,7 +26,7 @@ from pydantic import RootModel
 
 from neuroada.data.encoding import Counts, Tokens
 from neuroada.errors import UserError
-from neuroada.files import check_schema, explained, read_json, write_json
+from neuroada.files import check_schema, explained, open_regular, read_json, write_json
 
 _ARRAYS = {"tokens": np.int32, "learnt": np.uint8, "offsets": np.int64, "learnt_counts": np.int32, "rows": np.int64}
 _BUFFER = 2**16  # sequences held back before they are written
@@ -44,6 +46,7 @@ class Facts:
     truncated: int = 0
     split: int = 0
     unrolled: int = 0
+    sha256: str = ""  # of the arrays and of what stands above
 
     def take(self, counts: Counts) -> None:
         """Take over what the encoder counted."""
@@ -56,11 +59,14 @@ class FactsFile(RootModel[Facts]):
 
 
 class Writer:
-    """Writes a store under a temporary name, in constant memory; `finish` gives it its own. Use as a context."""
+    """Writes a store under a temporary name, in constant memory; `finish` gives it its own. Use as a context, under a
+    lock of the store's name: what a killed writer left is removed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        for left in folder.parent.glob(f".{folder.name}.{'[0-9a-f]' * 32}"):
+            shutil.rmtree(left, ignore_errors=True)
         self.temporary.mkdir(parents=True)
         self.files = {name: (self.temporary / name).open("wb") for name in _ARRAYS}
         self.files["offsets"].write(np.zeros(1, np.int64).tobytes())
@@ -92,8 +98,11 @@ class Writer:
         self._flush()
         for file in self.files.values():
             file.close()
+        facts.sha256 = _checksum(self.temporary, facts)
         write_json(self.temporary / "facts.json", asdict(facts))
         with explained(self.folder):
+            if self.folder.is_dir():  # one that was found damaged
+                shutil.rmtree(self.folder)
             self.temporary.replace(self.folder)
 
     def _flush(self) -> None:
@@ -106,17 +115,15 @@ class Writer:
 
 
 class Store:
-    """Sequences that a Writer wrote, memory-mapped."""
+    """Sequences that a Writer wrote, memory-mapped. UserError: they are not what was written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with explained(folder):
             self.facts = check_schema(FactsFile, read_json(folder / "facts.json"), str(folder)).root
+            if self.facts.sha256 != _checksum(folder, self.facts):
+                raise UserError(f"{folder}: damaged encoded data; remove the folder, and they are made again")
             arrays = {name: _mapped(folder / name, dtype) for name, dtype in _ARRAYS.items()}
-        ends = arrays["offsets"]
-        counts = {len(ends) - 1, len(arrays["learnt_counts"]), len(arrays["rows"])}
-        if not len(ends) or len(counts) > 1 or {len(arrays["tokens"]), len(arrays["learnt"])} != {int(ends[-1])}:
-            raise UserError(f"{folder}: damaged encoded data; remove the folder, and they are made again")
         self.tokens, self.learnt, self.offsets = arrays["tokens"], arrays["learnt"], arrays["offsets"]
         self.learnt_counts, self.rows = arrays["learnt_counts"], arrays["rows"]
 
@@ -154,6 +161,15 @@ class Store:
 
     def _by_unit(self, values: np.ndarray) -> np.ndarray:
         return values.reshape(-1, self.facts.unit).sum(1)
+
+
+def _checksum(folder: Path, facts: Facts) -> str:
+    """sha256 (hex) of the arrays in `folder` and of the other facts: about a second a gigabyte."""
+    digest = hashlib.sha256(json.dumps({**asdict(facts), "sha256": ""}, sort_keys=True).encode())
+    for name in _ARRAYS:
+        with open_regular(folder / name) as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _mapped(path: Path, dtype: type) -> np.ndarray:

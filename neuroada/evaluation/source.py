@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from neuroada.errors import UserError
-from neuroada.files import check_schema, read_bytes, read_yaml
+from neuroada.files import check_inside, check_schema, read_bytes, read_yaml
 from neuroada.tasks.table import TASKS, Task, get_task, is_task_file
 
 
@@ -99,6 +99,7 @@ class Source:
         if self.run is None:
             return None
         path = self.run / "recipe.yaml"
+        check_inside(self.run, path)
         return check_schema(TrainedOn, read_yaml(path), str(path)).task
 
     def default_out(self) -> Path:

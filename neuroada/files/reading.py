@@ -146,8 +146,8 @@ def member(folder: Path, name: Any, remedy: str = "fetch the folder again") -> P
 
 def check_inside(folder: Path, path: Path, remedy: str = "copy the file into the folder") -> None:
     """UserError where `path`, a file of `folder`, is a symbolic link that leads out of it (a hub cache's may)."""
-    with explained(path):
-        home, real = folder.resolve(), path.resolve()
+    with explained(path):  # realpath, since Path.resolve has an error of its own for links in a circle (Python < 3.13)
+        home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     snapshot = home.parent.name == "snapshots" and re.match("(models|datasets|spaces)--", home.parent.parent.name)
     allowed = [home, *([home.parent.parent / "blobs"] if snapshot else [])]
     if not any(real.is_relative_to(root) for root in allowed):

@@ -22,6 +22,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_LAYERS, MAX_WIDTH, MAX_VOCABULARY = 2_000, 1 << 20, 1 << 24
 
 Width = Annotated[int, Field(ge=1, le=MAX_WIDTH)] | None
+Dropout = Annotated[float, Field(ge=0, lt=1)] | None
 
 
 class ModelConfig(BaseModel):
@@ -37,6 +38,12 @@ class ModelConfig(BaseModel):
     head_dim: Width = None
     num_hidden_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] | None = None
     vocab_size: Annotated[int, Field(ge=1, le=MAX_VOCABULARY)] | None = None
+    attention_dropout: Dropout = None
+    attention_probs_dropout_prob: Dropout = None
+    hidden_dropout_prob: Dropout = None
+    attn_pdrop: Dropout = None
+    embd_pdrop: Dropout = None
+    resid_pdrop: Dropout = None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def load() -> ctypes.CDLL | None:
     """The compiled library; None, with one warning that gives the reason, where it cannot be built."""
     try:
         library = ctypes.CDLL(str(build()))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, UserError, subprocess.CalledProcessError) as error:
         reason = error.stderr if isinstance(error, subprocess.CalledProcessError) and error.stderr else error
         warnings.warn(
             f"no compiled CPU kernels, slower forms in plain torch are used ({reason}). "

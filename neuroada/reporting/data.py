@@ -38,7 +38,10 @@ def validation(run: RunFolder) -> str:
     chart = line_chart(
         "Validation loss", run.loss_unit, steps, losses, lambda v: f"{v:.4g}", span=(min(losses), max(losses))
     )
-    best = min((entry for entry in run.validation if entry["step"]), key=lambda entry: entry["loss"])
+    trained = [entry for entry in run.validation if entry["step"]]
+    if not trained:  # stopped before the first measurement of what it trained
+        return f'<div class="charts">{chart}</div>'
+    best = min(trained, key=lambda entry: entry["loss"])
     said = notes([f"Lowest at step {best['step']}: {best['loss']:.4f}. The adapter of that step is the one saved."])
     samples = best["samples"]
     table = html_table(["prompt", "answer", "expected"], [[s["prompt"], s["answer"], s["expected"]] for s in samples])

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from neuroada.errors import UserError
 from neuroada.files import StoredTensor, open_tensors, weight_files
 from neuroada.methods.base import Method
 
@@ -15,10 +16,14 @@ def moved(method: type[Method], saved: Path, base: Path | None) -> list[dict[str
     saved: the folder of what `method` trained; base: the base model's folder.
     rms: root mean square of the change, over the entries that train (LoRA: over all).
     relative: Frobenius norm of the change over that of the base weight; None without `base`.
+
+    UserError: a change that is NaN or infinite.
     """
     weights = {} if base is None else weight_files(base)
     found = []
     for name, squared, entries in method.changes(saved, weights):
+        if not math.isfinite(squared):
+            raise UserError(f"{saved}: the change of {name} is not finite; train it again with a lower optimizer.lr")
         place = re.search(r"\.(\d+)\.", name)
         norm = _norm(weights.get(f"{name}.weight"))
         found.append(

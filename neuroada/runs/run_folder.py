@@ -95,11 +95,44 @@ class RunFolder:
         return folder if folder.is_dir() else None
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
+class SourceCounts(BaseModel):
+    """What became of a source's rows."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    path: str
+    format: str
+    rows: Count
+    sequences: Count
+    dropped: dict[str, Count]
+    truncated: Count
+    split: Count
+    skipped: Count
+
+
+class DataSummary(BaseModel):
+    """What the data came to. Lengths are in tokens."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    sources: list[SourceCounts]
+    sequences: Count
+    tokens: Count
+    learnt: Count
+    p50: Count
+    p95: Count
+    longest: Count
+    padding: Annotated[float, Field(ge=0, lt=1)]
+
+
 class DataFile(BaseModel):
     """data.json: a summary, and the first example as pieces of text with whether they are learnt."""
 
-    summary: dict[str, Any]
-    examples: list[list[list[str | bool]]]
+    summary: DataSummary
+    examples: list[list[tuple[str, bool]]]
 
 
 class MetricsLine(BaseModel):

@@ -8,6 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from neuroada.files import check_schema, read_json
 
 
+class Sample(BaseModel):
+    """An answer to a held-out example."""
+
+    prompt: str
+    answer: str
+    expected: str
+
+
 class Measured(BaseModel):
     """The loss on held-out examples after a step (0: before training), and some answers to them."""
 
@@ -15,7 +23,7 @@ class Measured(BaseModel):
 
     step: Annotated[int, Field(ge=0)]
     loss: float
-    samples: list[dict[str, str]] = []
+    samples: list[Sample] = []
 
 
 class ValidationFile(BaseModel):

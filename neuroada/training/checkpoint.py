@@ -106,6 +106,16 @@ def check_unused(recipe: Recipe) -> None:
         )
 
 
+def check_unscored(output_dir: Path) -> None:
+    """Refuse to start anew where a run was scored: a report would show its accuracy as the new run's. UserError."""
+    scores = output_dir / "results.json"
+    if scores.exists():
+        raise UserError(
+            f"output_dir = {output_dir}: holds the scores of an earlier run ({scores}) and no whole checkpoint to "
+            f"go on from; choose another output_dir, or remove that run"
+        )
+
+
 def find_checkpoint(output_dir: Path) -> Path | None:
     """The newest whole checkpoint; damaged ones are passed over with a warning that says which and why."""
     for folder in reversed(_numbered(output_dir / "checkpoints")):

@@ -4,6 +4,7 @@ Of a hundred ranks, one on a node with an old environment or another copy of the
 word. Here it stops the job with one line that names the node.
 """
 
+import os
 import secrets
 import shutil
 import time
@@ -75,12 +76,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
 
 
 def _check_folder(engine: Engine, folder: Path, nodes: list[str]) -> None:
-    """Rank 0 writes a token into the run's folder, every rank reads it there."""
+    """Rank 0 writes a token into the run's folder, every rank reads it there; and what is in it takes files too."""
     token_file = folder / ".preflight"
     token, problem = secrets.token_hex(8), None
     if engine.rank == 0:
         try:
             write_text(token_file, token)
+            _check_parts(folder)
         except UserError as error:
             problem = f"cannot be written from node {nodes[0]} ({error}); choose another"
     token, problem = gather(engine, (token, problem))[0]
@@ -93,6 +95,15 @@ def _check_folder(engine: Engine, folder: Path, nodes: list[str]) -> None:
             problem = f"node {blind} does not see there what node {nodes[0]} writes; choose a folder all nodes share"
     if problem is not None:
         raise UserError(f"output_dir = {folder}: {problem}")
+
+
+def _check_parts(folder: Path) -> None:
+    """UserError where an earlier start left a part of the run's folder that cannot be written to, hours from now."""
+    for name in ("checkpoints", "adapter", "model", "predictions", "tensorboard"):
+        if os.path.lexists(folder / name):
+            probe = folder / name / ".preflight"
+            write_text(probe, "")
+            probe.unlink(missing_ok=True)
 
 
 def _appears(path: Path, content: str) -> bool:

@@ -26,7 +26,13 @@ from neuroada.runs.metadata import write_metadata
 from neuroada.training.banner import describe, describe_time
 from neuroada.training.builder import RecipeModelBuilder
 from neuroada.training.calibration import ExampleCalibration
-from neuroada.training.checkpoint import check_unused, find_checkpoint, restore_checkpoint, save_checkpoint
+from neuroada.training.checkpoint import (
+    check_unscored,
+    check_unused,
+    find_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from neuroada.training.metrics import Metrics
 from neuroada.training.preflight import check_ranks, check_space
 from neuroada.training.sample_order import share
@@ -134,6 +140,9 @@ class Trainer:
             first = restore_checkpoint(
                 checkpoint, self.engine, self.model, self.identity, partial(self.run_micro_batches)
             )
+        else:
+            with together(self.engine):
+                check_unscored(self.folder)
         if self.validation is not None:
             self.validation.resume(first)
         check_space(self.engine, self.recipe, self.model)

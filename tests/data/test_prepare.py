@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import warnings
 
 import numpy as np
 import pytest
@@ -50,6 +51,33 @@ def test_tokenised_once_and_mapped(tmp_path, tokenizer, write, monkeypatch):
     assert texts(first.train, tokenizer) == texts(again.train, tokenizer)
     assert first.train.lengths.tolist() == [len(first.train.sequences(i)[0]) for i in range(50)]
     assert first.train.num_answer_tokens.tolist() == [int(first.train.sequences(i)[0].learnt.sum()) for i in range(50)]
+
+
+@pytest.mark.parametrize("file", ["tokens", "learnt", "offsets", "learnt_counts", "rows", "facts.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_store_is_encoded_again(tmp_path, tokenizer, write, file, damage):
+    path = write(chats(5))
+    expected = texts(run(tmp_path, tokenizer, path).train, tokenizer)
+    (part,) = (tmp_path / "cache").glob(f"*/{file}")
+    whole = part.read_bytes()
+    part.unlink()  # not in place: the arrays of the first run are mapped
+    if damage != "missing":
+        part.write_bytes(whole[:-3] if damage == "cut" else whole.replace(whole[8:9], bytes([whole[8] ^ 1]), 1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again = run(tmp_path, tokenizer, path)
+    assert texts(again.train, tokenizer) == expected and part.read_bytes() == whole
+    assert (file, damage) == ("facts.json", "missing") or "encoded again" in str(caught[0].message)
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path, tokenizer, write):
+    path = write(chats(3))
+    run(tmp_path, tokenizer, path)
+    (store,) = (folder for folder in (tmp_path / "cache").iterdir() if folder.is_dir())
+    (store / "facts.json").unlink()
+    (tmp_path / "cache" / f".{store.name}.{'0' * 32}").mkdir()
+    run(tmp_path, tokenizer, path)
+    assert [folder for folder in (tmp_path / "cache").iterdir() if folder.is_dir()] == [store]
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,27 @@ def test_nothing_to_evaluate(model, tokenizer, data_dir, tmp_path):
     with pytest.raises(UserError, match="tasks"):
         evaluate_tasks(model, tokenizer, [], data_dir, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_evaluation_adds_to_the_first(model, tokenizer, data_dir, tmp_path):
+    options = {"identity": "a", "names": {"model": "m", "adapter": None}, "batch_tokens": 600, "limit": 6}
+    first = evaluate_tasks(model, tokenizer, TASKS[:1], data_dir, tmp_path, **options)["tasks"]
+    both = evaluate_tasks(model, tokenizer, TASKS[1:], data_dir, tmp_path, **options)["tasks"]
+    assert set(both) == {task.name for task in TASKS} and both[TASKS[0].name] == first[TASKS[0].name]
+    assert evaluate_tasks(model, tokenizer, TASKS[:1], data_dir, tmp_path, **options)["tasks"] == both
+
+
+def test_a_score_is_not_replaced_by_one_of_fewer_questions(model, tokenizer, data_dir, tmp_path):
+    evaluate(model, tokenizer, data_dir, tmp_path, limit=4, identity="a")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="AddSub's score of 4 questions, more than the 1 asked for"):
+        evaluate(model, tokenizer, data_dir, tmp_path, limit=1, identity="a")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    more = evaluate(model, tokenizer, data_dir, tmp_path, limit=5, identity="a")
+    assert more["tasks"]["AddSub"]["n"] == 5
+
+
+def test_another_model_s_scores_are_not_replaced(model, tokenizer, data_dir, tmp_path):
+    evaluate(model, tokenizer, data_dir, tmp_path, limit=2, names={"model": "first", "adapter": None})
+    with pytest.raises(UserError, match="holds the scores of first; give another folder"):
+        evaluate(model, tokenizer, data_dir, tmp_path, limit=2, names={"model": "second", "adapter": None})

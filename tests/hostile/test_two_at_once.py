@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from judge import snapshot
+from lives import Life
 from world import TRAIN, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,35 +92,48 @@ def test_a_full_disk_at_every_write(world: Path) -> None:
     assert statuses[0] == 2 and statuses[-1] == 0
 
 
+KILLED = {
+    "merge": MERGE,
+    "export": ["export", "--as", "shira", "--adapter", "adapter", "--out", "out"],
+    "select": ["select", "--model", "model", "--k", "2", "--target-modules", "q_proj", "down_proj", "--out", "out"],
+    "train": ["train", "--recipe", "recipe.yaml", *TRAIN, "output_dir=out"],
+    "evaluate": EVALUATE,
+}  # fmt: skip
+RESULTS = {"merge": "model.safetensors", "export": "adapter_model.safetensors", "select": "",
+           "train": "adapter/adapter_model.safetensors", "evaluate": "predictions/AddSub.jsonl"}  # fmt: skip
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["merge", "train", "select", "evaluate"])
+@pytest.mark.parametrize("name", KILLED)
 def test_killed_at_random_moments(clean: Path, world: Path, name: str) -> None:
     """Ctrl-C, SIGTERM and SIGKILL, then the same command: the result of an undisturbed one, and nothing left."""
-    select = ["select", "--model", "model", "--k", "2", "--target-modules", "q_proj", "down_proj", "--out", "out"]
-    train = ["train", "--recipe", "recipe.yaml", *TRAIN, "output_dir=out"]
-    command = {"merge": MERGE, "train": train, "select": select, "evaluate": EVALUATE}[name]
-    rng = random.Random(name)
+    command, rng = KILLED[name], random.Random(name)
+    Life(clean, ["evaluate", "--help"]).end()  # starts the process that the others are forked from
     started = time.monotonic()
-    undisturbed = start(clean, [part.replace("out", "whole") if part.endswith("out") else part for part in command])
-    assert undisturbed.wait() == 0
+    status, said = Life(clean, [*command[:-1], command[-1].removesuffix("out") + "whole"]).end()
+    assert status == 0, said
     seconds = time.monotonic() - started
-    undisturbed.communicate()
     for number in range(12):
-        process = start(world, command)
-        time.sleep(rng.uniform(0.5, 1.1) * seconds)
-        process.send_signal((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 3])
-        process.communicate()
-        if process.returncode == 0 and name in ("merge", "select"):  # it was through, and does not write again
+        life = Life(world, command)
+        time.sleep(rng.uniform(0, 1.1) * seconds)
+        life.send((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 3])
+        status, said = life.end()
+        assert status in (0, 75, 130, -signal.SIGKILL, -signal.SIGTERM), said
+        if (world / "out").exists() and name not in ("train", "evaluate"):  # whole, and not written over
+            assert _result(world / "out", name) == _result(clean / "whole", name)
             _remove(world / "out")
-    last = start(world, command)
-    said = last.communicate()[1]
-    assert last.returncode == 0, said
-    results = {"merge": "model.safetensors", "train": "adapter/adapter_model.safetensors", "select": "",
-               "evaluate": "predictions/AddSub.jsonl"}  # fmt: skip
-    assert (world / "out" / results[name]).read_bytes() == (clean / "whole" / results[name]).read_bytes()
-    left = [path for path in snapshot(world) if path.endswith((".lock", ".partial", ".old"))]
-    assert not left
+    status, said = Life(world, command).end()
+    assert status == 0, said
+    assert _result(world / "out", name) == _result(clean / "whole", name)
+    expected = {path.replace("whole", "out", 1) for path in snapshot(clean)}
     _remove(clean / "whole")
+    assert {path for path in snapshot(world) if "/tensorboard/" not in path} == {
+        path for path in expected if "/tensorboard/" not in path
+    }
+
+
+def _result(folder: Path, name: str) -> bytes:
+    return (folder / RESULTS[name]).read_bytes()
 
 
 def _remove(path: Path) -> None:

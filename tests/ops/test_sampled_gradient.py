@@ -1,5 +1,6 @@
 """Every backend of the sampled gradient equals its definition, for any shape, dtype and memory layout."""
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -166,6 +167,29 @@ class TestBuild:
         first = library.stat().st_mtime_ns
         assert cpu_kernel.build().stat().st_mtime_ns == first
         assert {*(tmp_path / "neuroada").iterdir()} == {library, library.with_suffix(".sha256")}
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "without its checksum"])
+    def test_a_damaged_library_is_built_again(self, damage):
+        """One that a full disk cut off would end the process by SIGBUS when its missing pages are touched."""
+        library = cpu_kernel.build()
+        whole = library.read_bytes()
+        if damage == "without its checksum":
+            library.with_suffix(".sha256").unlink()
+        else:
+            changed = whole[: len(whole) // 2] if damage == "cut" else whole[:-1] + bytes([whole[-1] ^ 1])
+            library.write_bytes(changed)
+        code = "from neuroada.ops import cpu_kernel; assert cpu_kernel.load() is not None"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        assert hashlib.sha256(library.read_bytes()).hexdigest() == library.with_suffix(".sha256").read_text()
+
+    def test_a_cache_that_cannot_be_written_falls_back(self, tmp_path):
+        library = cpu_kernel.build()
+        library.unlink()
+        library.with_suffix(".sha256").unlink()
+        library.with_suffix(".sha256").mkdir()
+        dy, x, idx = random_case(0, 20, 4, 8, 2, torch.float32)
+        with pytest.warns(UserWarning, match="no compiled CPU kernels"):
+            assert_equals_reference(sampled_gradient(dy, x, idx), dy, x, idx)
 
     def test_does_not_happen_at_import(self, tmp_path):
         code = "import neuroada.ops"

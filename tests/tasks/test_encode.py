@@ -1,6 +1,8 @@
 """Encoding: the boundary, BOS and EOS, truncation, and the cache."""
 
+import errno
 import multiprocessing
+import warnings
 
 import numpy as np
 import pytest
@@ -210,3 +212,33 @@ def test_several_processes_at_once(tmp_path):
     assert [process.exitcode for process in processes] == [0] * 4
     assert len(list(tmp_path.iterdir())) == 1
     assert same(encode(PROBLEMS, ARITHMETIC, build(), 512, tmp_path), encode(PROBLEMS, ARITHMETIC, build(), 512))
+
+
+@pytest.mark.parametrize("kind", ["a file", "no permission"])
+def test_goes_on_without_a_cache_where_it_cannot_be_written(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "cache"
+    if kind == "a file":
+        folder.write_text("")
+    else:  # root, as whom tests may run, is refused nothing
+
+        def refuse(*arguments, **options):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr("neuroada.files.atomic.os.open", refuse)
+    with pytest.warns(UserWarning, match="going on without a token cache: .*"):
+        encoded = encode(PROBLEMS, ARITHMETIC, build(), 512, folder)
+    assert same(encoded, encode(PROBLEMS, ARITHMETIC, build(), 512))
+    assert kind == "a file" or list(folder.iterdir()) == []
+
+
+def test_a_damaged_cache_is_written_again(tmp_path):
+    fresh = encode(PROBLEMS, ARITHMETIC, build(), 512)
+    encode(PROBLEMS, ARITHMETIC, build(), 512, tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit of one token
+    with pytest.warns(UserWarning, match="the token cache is written again"):
+        assert same(encode(PROBLEMS, ARITHMETIC, build(), 512, tmp_path), fresh)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(encode(PROBLEMS, ARITHMETIC, build(), 512, tmp_path), fresh)

@@ -127,3 +127,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(fields
     for checkpoint in checkpoints:
         for tensor in load_file(checkpoint / "state.safetensors").values():
             assert tensor.isfinite().all()
+
+
+def test_an_earlier_run_s_scores_are_not_shown_as_a_new_one_s(folder: Path, fields: list[str]) -> None:
+    """Without its checkpoints the run starts anew, on other data perhaps: its report would show the old accuracy."""
+    entry = {"n": 9, "published": 0.987, "sound": 0.987, "baseline": 0.0}
+    (folder / "results.json").write_text(json.dumps({"tasks": {"arithmetic": entry}}))
+    shutil.rmtree(folder / "checkpoints")
+    before = (folder / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=r"holds the scores of an earlier run .* choose another output_dir"):
+        train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}"]))
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("part", ["adapter", "checkpoints", "predictions"])
+def test_a_part_that_cannot_be_written_is_told_before_the_first_step(
+    folder: Path, fields: list[str], part: str
+) -> None:
+    shutil.rmtree(folder / "checkpoints")
+    shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / part).write_text("a file")
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match=rf"output_dir = .*/{part}/\.preflight: File exists") as told:
+        train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}"]))
+    assert "\n" not in str(told.value)
+    assert not (folder / "metrics.jsonl").exists()

@@ -1,9 +1,13 @@
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from neuroada.config.recipe import RECIPES, Optimizer, load_recipe
+from neuroada.config.recipe import RECIPES, Optimizer, Recipe, load_recipe
 from neuroada.errors import UserError
 from neuroada.training.schedule import lr_at
 
@@ -99,3 +103,31 @@ def test_learning_rate_follows_transformers() -> None:
         assert lr_at(step, 20, settings) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
+
+
+def _numbers(section: type[BaseModel], before: str = "") -> Iterator[str]:
+    """The dotted names of every field that takes one number, and no truth value or list."""
+    for name, field in section.model_fields.items():
+        if "list" in str(field.annotation):
+            continue
+        part = next((one for one in (field.annotation, *get_args(field.annotation)) if hasattr(one, "model_fields")), 0)
+        if part:
+            yield from _numbers(part, f"{before}{name}.")
+        elif re.search(r"\b(int|float)\b", str(field.annotation)) and "bool" not in str(field.annotation):
+            yield before + name
+
+
+@pytest.mark.parametrize("field", sorted(set(_numbers(Recipe))))
+@pytest.mark.parametrize("value", ["true", "'3'", "[3]", "1e400"])
+def test_a_number_is_a_number(field: str, value: str) -> None:
+    """true counts as 1 in Python, and a quoted number is a text."""
+    with pytest.raises(UserError, match=re.escape(field)) as told:
+        load_recipe("tiny_arithmetic", [f"{field}={value}"])
+    assert "\n" not in str(told.value)
+
+
+def test_a_field_that_stands_twice(tmp_path: Path) -> None:
+    text = (RECIPES / "tiny_arithmetic.yaml").read_text()
+    (tmp_path / "twice.yaml").write_text(f"{text}\nprovenance: again\n")
+    with pytest.raises(UserError, match="key 'provenance' stands twice in one mapping"):
+        load_recipe(str(tmp_path / "twice.yaml"))
