@@ -11,7 +11,7 @@ import pytest
 
 from neuroada.config import reference
 from neuroada.config.recipe import load_recipe
-from neuroada.evaluation.source import resolve_tasks
+from neuroada.evaluation.source import find_tasks
 from neuroada.sources.datasets import SUITES
 from neuroada.sources.models import MODELS
 from neuroada.tasks.table import is_task_file
@@ -89,7 +89,7 @@ def test_a_command_of_the_docs_is_understood(page: str, command: str, monkeypatc
         recipe.micro_batches(ranks)
     if script == "launch/evaluate.py":
         names = [name for name in found.tasks.split(",") if not is_task_file(name)]
-        assert resolve_tasks(names)
+        assert find_tasks(names)
     if script == "launch/fetch.py":
         sets = {name for members in SUITES.values() for name in members}
         assert found.name in (MODELS if found.kind == "model" else {*SUITES, *sets})

@@ -7,8 +7,9 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,7 +26,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 @contextmanager
-def open_regular(path: Path, remedy: str | None = None) -> Iterator[IO[bytes]]:
+def open_regular(path: Path, remedy: str | None = None) -> Iterator[BufferedReader]:
     """A regular file, open for reading; a pipe or a device would make its reader wait, or never end. UserError."""
     with explained(path, remedy):
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # not blocking: a pipe without a writer
