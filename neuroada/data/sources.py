@@ -67,7 +67,7 @@ class Source:
             digest.update(_hub_identity(self.spec, self.field).encode())
         for path in self.files:
             with open_regular(path) as file:
-                digest.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]
+                digest.update(f"{path.name} ".encode() + hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
 

@@ -180,7 +180,7 @@ def read_file(path: Path, limit: int = MAX_BYTES) -> bytearray:
     """A message's bytes; of a file longer than `limit` one byte more than that, which `decode` refuses."""
     with open_regular(path) as file:
         data = bytearray(min(os.fstat(file.fileno()).st_size, limit + 1))
-        return data[: file.readinto(data)]  # type: ignore[attr-defined]
+        return data[: file.readinto(data)]
 
 
 class DistributedTransport:

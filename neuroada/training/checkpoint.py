@@ -192,7 +192,7 @@ def _numbered(root: Path) -> list[Path]:
 
 def _describe(path: Path) -> dict[str, Any]:
     with open_regular(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": file.tell(), "sha256": digest}
 
 
