@@ -11,7 +11,7 @@ import pytest
 
 from neuroada.config import reference
 from neuroada.config.recipe import load_recipe
-from neuroada.evaluation.source import resolve_tasks
+from neuroada.evaluation.source import find_tasks
 from neuroada.sources.datasets import SUITES
 from neuroada.sources.models import MODELS
 
@@ -87,7 +87,7 @@ def test_a_command_of_the_docs_is_understood(page: str, command: str, monkeypatc
             ranks = (found.nodes or 1) * found.gpus_per_node
         recipe.micro_batches(ranks)
     if script == "launch/evaluate.py":
-        assert resolve_tasks(found.tasks.split(","))
+        assert find_tasks(found.tasks.split(","))
     if script == "launch/fetch.py":
         sets = {name for members in SUITES.values() for name in members}
         assert found.name in (MODELS if found.kind == "model" else {*SUITES, *sets})
