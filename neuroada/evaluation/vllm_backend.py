@@ -11,6 +11,7 @@ import torch
 from neuroada.evaluation.generate import Batch
 from neuroada.evaluation.load import load
 from neuroada.evaluation.source import Source
+from neuroada.quantised import dequantise
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
 
@@ -28,7 +29,7 @@ class VllmBackend:
             self._merged = TemporaryDirectory(prefix="neuroada-merged-")
             folder = self._merged.name
             model, tokenizer = load(source, dtype, torch.device("cpu"))
-            model.save_pretrained(folder)
+            dequantise(model).save_pretrained(folder)  # of a quantised base, layers without an adapter still are
             tokenizer.save_pretrained(folder)
         self._source, self._dtype = source, dtype
         self._llm = vllm.LLM(model=folder, dtype=DTYPES[dtype])
