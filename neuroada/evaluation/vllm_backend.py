@@ -13,6 +13,7 @@ from neuroada.evaluation.generate import Batch
 from neuroada.evaluation.load import load
 from neuroada.evaluation.questions import Scored
 from neuroada.evaluation.source import Source
+from neuroada.quantised import dequantise
 
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
 
@@ -30,7 +31,7 @@ class VllmBackend:
             self._merged = TemporaryDirectory(prefix="neuroada-merged-")
             folder = self._merged.name
             model, tokenizer = load(source, dtype, torch.device("cpu"))
-            model.save_pretrained(folder)
+            dequantise(model).save_pretrained(folder)  # of a quantised base, layers without an adapter still are
             tokenizer.save_pretrained(folder)
         self._source, self._dtype = source, dtype
         self._llm = vllm.LLM(model=folder, dtype=DTYPES[dtype])

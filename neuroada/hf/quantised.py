@@ -45,7 +45,11 @@ def quantised_layers(source: str, quantisation: Quantisation) -> dict[str, Packe
 
 def pretrained_quantised(auto: Any, source: str, dtype: torch.dtype, quantisation: Quantisation, device: Any) -> Any:
     """The base model by the transformers class `auto`, quantised, on one device."""
-    return load_quantised(quantise(build_empty(auto, source, dtype, "sdpa"), quantisation), source, device)
+    from neuroada.hf.quantizer import declare_quantised
+
+    model = load_quantised(quantise(build_empty(auto, source, dtype, "sdpa"), quantisation), source, device)
+    declare_quantised(model, quantisation)
+    return model
 
 
 def without_zero_init() -> AbstractContextManager[None]:

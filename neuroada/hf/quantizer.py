@@ -64,6 +64,15 @@ class NeuroAdaQuantizer(HfQuantizer):
         return True  # by adapters
 
 
+def declare_quantised(model: Any, quantisation: Quantisation) -> None:
+    """Tell transformers that a model which it did not load is quantised: its save_pretrained refuses it then.
+
+    What it would write has an ordinary config.json, over which transformers starts from random weights.
+    """
+    model.config.quantization_config = NeuroAdaQuantizationConfig(**quantisation.as_json())
+    model.hf_quantizer = NeuroAdaQuantizer(model.config.quantization_config)
+
+
 def _check_stored(model: nn.Module, files: Iterable[str]) -> None:
     """UserError: a packed matrix that the files lack, which transformers would make up and only warn of."""
     stored = {tensor.name for path in files for tensor in read_header(Path(path))[0]}

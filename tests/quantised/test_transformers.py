@@ -121,10 +121,11 @@ def test_an_adapter_over_it_is_trained_loaded_and_merged_as_over_our_own(
     with pytest.raises(UserError, match="trained on other base weights"):
         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folders["int8"]), tmp_path / "adapter")
 
-    loaded.merge_and_unload().save_pretrained(tmp_path / "merged")
-    config_json = json.loads((tmp_path / "merged" / "config.json").read_text())
-    assert not {KEY, GUARD} & set(config_json)
-    assert logits(LlamaForCausalLM.from_pretrained(tmp_path / "merged")).equal(logits(expected))
+    as_trained = logits(expected)
+    for name, tuned in (("merged", loaded), ("merged ours", expected)):
+        tuned.merge_and_unload().save_pretrained(tmp_path / name)
+        assert not {KEY, GUARD} & set(json.loads((tmp_path / name / "config.json").read_text()))
+        assert logits(LlamaForCausalLM.from_pretrained(tmp_path / name)).equal(as_trained)
 
 
 def test_it_generates_and_is_made_dense(tiny: Path, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -139,6 +140,8 @@ def test_what_would_be_silently_wrong_is_refused(tiny: Path, folders: dict[str, 
     model = AutoModelForCausalLM.from_pretrained(folders["nf4"])
     with pytest.raises(ValueError, match="neuroada and is not serializable"):
         model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="neuroada and is not serializable"):
+        ours(tiny, "nf4").save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match="BitsAndBytesConfig"):
         AutoModelForCausalLM.from_pretrained(folders["nf4"], quantization_config=BitsAndBytesConfig(load_in_4bit=True))
 

@@ -26,7 +26,7 @@ CASES = {
 }
 
 
-def run(tmp: Path, rank_counts: list[int], names: list[str]) -> dict[str, dict[int, list[dict]]]:
+def run(tmp: Path, rank_counts: list[int], names: list[str], steps: int = 5) -> dict[str, dict[int, list[dict]]]:
     """case -> world size -> what each rank said."""
     tiny = make_tiny(tmp / "tiny")
     for ranks in rank_counts:
@@ -35,7 +35,8 @@ def run(tmp: Path, rank_counts: list[int], names: list[str]) -> dict[str, dict[i
             for name in names
             if ("single" in name) == (ranks == 1)
         }
-        run_ranks(ranks, "sharding/ranks_sharding.py", {"out": str(tmp / "out"), "cases": cases}, tmp)
+        argument = {"out": str(tmp / "out"), "cases": cases, "steps": steps}
+        run_ranks(ranks, "sharding/ranks_sharding.py", argument, tmp)
     return {
         case.name: {
             int(size.name): [json.loads((size / f"{rank}.json").read_text()) for rank in range(int(size.name))]
@@ -78,8 +79,22 @@ def test_each_rank_stores_its_part(found, engine: str) -> None:
     assert found["single int8"][1][0]["before"]["weights"] - packed_bytes(Quantisation("int8")) == dense
 
 
+def test_twenty_steps_on_three_and_four_ranks(tmp_path: Path) -> None:
+    """Three ranks do not divide the rows, four do."""
+    found = run(tmp_path, [1, 3, 4], ["single", "zero3", "fsdp2"], steps=20)
+    one = found["single"][1][0]
+    assert len(one["losses"]) == 20
+    for ranks in (3, 4):
+        check(found, ranks)
+        for engine in ("zero3", "fsdp2"):
+            assert len(found[engine][ranks]) == ranks
+            for kind in ("weights", "idx", "delta"):
+                stored = [rank["stored"][kind] for rank in found[engine][ranks]]
+                assert max(stored) <= one["stored"][kind] / ranks + 512, (engine, ranks, kind)
+
+
 @pytest.mark.long
-def test_three_and_four_ranks(tmp_path: Path) -> None:
+def test_every_case_on_three_and_four_ranks(tmp_path: Path) -> None:
     found = run(tmp_path, [1, 3, 4], list(CASES))
     for ranks in (3, 4):
         check(found, ranks)
