@@ -200,10 +200,6 @@ def _owners(model: nn.Module, method: Method) -> Iterator[tuple[nn.Module, list[
                 shape = (_kind(names[id(param)], method), param.numel(), param.itemsize, len(param))
                 holds = entries.get(id(param), param.numel())
                 params.append(Parameter(*shape, param.requires_grad, layer_of.get(id(module)), holds))
-        for name, buffer in module.named_buffers(recurse=False):
-            if (kind := method.kind(f".{name}")) != "weights":
-                shape = (kind, buffer.numel(), buffer.itemsize, len(buffer))
-                params.append(Parameter(*shape, False, layer_of.get(id(module)), buffer.numel()))
         if params:
             yield module, params
 
