@@ -35,6 +35,7 @@ class AdapterConfig(BaseModel):
     base_model_name_or_path: str | None = None
     revision: str | None = None
     target_modules: list[str] | str | None = None
+    target_parameters: list[str] | None = None
     exclude_modules: list[str] | str | None = None
     modules_to_save: list[str] | None = None
 
@@ -60,7 +61,7 @@ class AdapterFile:
     folder: Path
     config: NeuroAdaFields
     connections: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """Module -> idx [out, 2k] uint8, delta [out, k] fp32."""
+    """Module -> idx [out, 2k] uint8, delta [out, k] fp32; of experts' parameters idx [experts, out, 2k] and so on."""
     whole: dict[str, torch.Tensor] = field(default_factory=dict)
     """Tensor -> value, of modules_to_save."""
 
@@ -155,13 +156,14 @@ def check_finite(folder: Path) -> None:
 def _check_pair(path: Path, module: str, idx: torch.Tensor, delta: torch.Tensor | None, k: int) -> None:
     if delta is None:
         raise UserError(f"{path}: {module} has indices and no deltas; {AGAIN}")
-    if idx.dtype != torch.uint8 or idx.ndim != 2 or idx.shape[1] != 2 * k or not idx.numel():
+    if idx.dtype != torch.uint8 or idx.ndim not in (2, 3) or idx.shape[-1] != 2 * k or not idx.numel():
         raise UserError(f"{path}: {module} has indices {_kind(idx)}, expected [out, {2 * k}] uint8 (k = {k}); {AGAIN}")
-    if delta.dtype != torch.float32 or delta.shape != (idx.shape[0], k):
-        raise UserError(f"{path}: {module} has deltas {_kind(delta)}, expected [{idx.shape[0]}, {k}] float32; {AGAIN}")
+    if delta.dtype != torch.float32 or delta.shape != (*idx.shape[:-1], k):
+        expected = [*idx.shape[:-1], k]
+        raise UserError(f"{path}: {module} has deltas {_kind(delta)}, expected {expected} float32; {AGAIN}")
     _check_finite(path, f"{module}.neuroada_delta", delta)
-    columns = unpack_indices(idx).sort(dim=1).values
-    if k > 1 and bool((columns[:, 1:] == columns[:, :-1]).any()):
+    columns = unpack_indices(idx).sort(dim=-1).values
+    if k > 1 and bool((columns[..., 1:] == columns[..., :-1]).any()):
         raise UserError(f"{path}: {module} has a connection twice in one row; {AGAIN}")
 
 
@@ -177,12 +179,14 @@ def _check_modules(path: Path, found: AdapterFile) -> None:
     targets = found.config.target_modules
     if not isinstance(targets, list):
         return
+    named = [*(("target_modules", target) for target in targets),
+             *(("target_parameters", target) for target in found.config.target_parameters or ())]  # fmt: skip
     for module in found.connections:
-        if not any(f".{module}".endswith(f".{target}") for target in targets):
+        if not any(f".{module}".endswith(f".{target}") for _, target in named):
             raise UserError(f"{path}: holds {module}, which target_modules in {CONFIG_FILE} does not name; {AGAIN}")
-    for target in targets:
+    for section, target in named:
         if not any(f".{module}".endswith(f".{target}") for module in found.connections):
-            raise UserError(f"{path}: holds nothing for target_modules' {target}; {AGAIN}")
+            raise UserError(f"{path}: holds nothing for {section}' {target}; {AGAIN}")
 
 
 def _kind(tensor: Any) -> str:

@@ -127,7 +127,7 @@ def trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 def base_parameters(model: nn.Module) -> int:
     """How many parameters the base model has, as its card counts them: what an adapter has added is left out."""
     tuner = getattr(model, "base_model", None)  # of a model that PEFT wrapped; its own names begin with `prefix`
-    added = (f".{getattr(tuner, 'prefix', 'neuroada_delta')}", ".neuroada_idx.", ".modules_to_save.")
+    added = (f".{getattr(tuner, 'prefix', 'neuroada_delta')}", ".neuroada_idx.", ".modules_to_save.", ".gradient_mask")
     counted = (param for name, param in model.named_parameters() if not any(part in name for part in added))
     packed = [module for module in model.modules() if isinstance(module, QuantisedLinear)]
     hidden = sum(layer.out_features * (layer.in_features - layer.rows.row_bytes) for layer in packed)

@@ -16,9 +16,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
+from neuroada.hf import attention_sinks
 
-def choose_attention(packing: bool, dtype: str, device: torch.device) -> str:
-    """The attention implementation, by transformers' names, of a training in `dtype` (bf16 or fp32) on this device."""
+
+def choose_attention(packing: bool, dtype: str, device: torch.device, sinks: bool = False) -> str:
+    """The attention implementation, by transformers' names, of a training in `dtype` (bf16 or fp32) on this device.
+
+    sinks: of a model with attention sinks.
+    """
+    if sinks:
+        return attention_sinks.NAME
     if not packing:
         return "sdpa"
     if device.type == "cuda" and dtype == "bf16" and is_flash_attn_2_available():
@@ -26,9 +33,11 @@ def choose_attention(packing: bool, dtype: str, device: torch.device) -> str:
     return "packed_sdpa"
 
 
-def describe_attention(packing: bool, dtype: str, device: torch.device) -> str:
+def describe_attention(packing: bool, dtype: str, device: torch.device, sinks: bool = False) -> str:
     """The choice in words; on a GPU with the reason why it is not flash-attn."""
-    chosen = choose_attention(packing, dtype, device)
+    chosen = choose_attention(packing, dtype, device, sinks)
+    if sinks:
+        return f"{chosen}, torch's attention sequence by sequence, with the model's attention sinks"
     if chosen != "packed_sdpa" or device.type != "cuda":
         return chosen
     reason = "flash-attn takes no fp32" if dtype != "bf16" else "no flash-attn: see requirements-gpu.txt"

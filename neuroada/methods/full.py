@@ -8,10 +8,7 @@ from neuroada.methods.whole_weights import WholeWeights
 
 class Full(WholeWeights):
     name = "full"
-    strategies = (*WHOLE, "zero3")
-    unsupported = {  # noqa: RUF012 (a constant of the class)
-        "fsdp2": "this engine loads frozen weights and adapters only"
-    }
+    strategies = (*WHOLE, "zero3", "fsdp2")
 
     def describe(self) -> str:
         return "full fine-tuning"

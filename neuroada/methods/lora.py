@@ -1,12 +1,17 @@
 """PEFT's LoRA, of adapter.rank and adapter.lora_alpha; and DoRA, which trains the rows' magnitudes besides."""
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch import nn
 
+from neuroada import sharding
 from neuroada.files import StoredTensor, open_tensors
 from neuroada.methods.base import WHOLE, Change
 from neuroada.methods.peft_method import KEY_PREFIX, PeftMethod
@@ -17,10 +22,7 @@ class Lora(PeftMethod):
     sizes = "rank"
     prefix = "lora_"
     chooses_places = True
-    strategies: ClassVar[tuple[str, ...]] = (*WHOLE, "zero3")
-    unsupported = {  # noqa: RUF012 (a constant of the class)
-        "fsdp2": "its matrices would have no values: weights are loaded after the adapter is attached"
-    }
+    strategies: ClassVar[tuple[str, ...]] = (*WHOLE, "zero3", "fsdp2")
 
     def describe(self) -> str:
         return f"LoRA, rank {self.adapter.rank}"
@@ -28,6 +30,28 @@ class Lora(PeftMethod):
     def config(self, task_type: str) -> LoraConfig:
         rank, alpha = self.adapter.rank, self.adapter.lora_alpha
         return LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, task_type=task_type, **self.places)
+
+    def attach(self, model: nn.Module, task_type: str) -> nn.Module:
+        torch.manual_seed(self.seed)  # of A's first values, whatever was drawn while the model was loaded
+        return super().attach(model, task_type)
+
+    def initialise(self, model: nn.Module) -> None:
+        """The first values that PEFT draws in `attach` where the model has values: from the same seed, in its order."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            for layer in model.modules():
+                if isinstance(layer, LoraLayer):
+                    self._start(layer)
+
+    def _start(self, layer: Any) -> None:
+        """Set one layer's A and B; one A whole in memory at a time."""
+        a, b = (part["default"].weight for part in (layer.lora_A, layer.lora_B))
+        drawn = nn.Linear(layer.in_features, layer.r["default"], bias=False).weight.data
+        nn.Linear(layer.r["default"], layer.out_features, bias=False)  # which PEFT draws before A's final values
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5))
+        rounded = drawn.to(layer.get_base_layer().weight.dtype)  # PEFT brings A to the base's dtype, then to fp32
+        sharding.write_rows(a, slice(0, len(drawn)), rounded.to(sharding.stored(a).device))
+        sharding.stored(b).zero_()
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:

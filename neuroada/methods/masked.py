@@ -5,19 +5,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from neuroada import sharding
 from neuroada.adapter.selection import select_top_k
 from neuroada.errors import UserError
 from neuroada.hf.head import HEADS, in_head
+from neuroada.methods.base import WHOLE
 from neuroada.methods.whole_weights import WholeWeights
+
+MASK_DTYPE = torch.uint8
+"""Bytes: bool travels neither over NCCL nor gloo."""
 
 
 class Masked(WholeWeights):
     name = "masked"
     sizes = "k"
     selects = True
-    unsupported = {  # noqa: RUF012 (a constant of the class)
-        "zero3": "the mask would have to be partitioned as the gradient is"
-    }
+    strategies = (*WHOLE, "zero3", "fsdp2")
 
     def describe(self) -> str:
         told = f"masked tuning, k = {self.adapter.k}"
@@ -55,29 +58,55 @@ class Masked(WholeWeights):
     def _mask(self, name: str, layer: Any, shared: set[int]) -> None:
         """Let the layer's weight train at its chosen entries."""
         weight = layer.weight
-        if self.adapter.k > weight.shape[1]:
-            raise UserError(f"adapter.k = {self.adapter.k}: a neuron of {name} has only {weight.shape[1]} inputs")
+        if self.adapter.k > layer.in_features:
+            raise UserError(f"adapter.k = {self.adapter.k}: a neuron of {name} has only {layer.in_features} inputs")
         if id(weight) in shared:
             raise UserError(
                 f"adapter.target_modules: {name} shares its weight with another module, which would change with it; "
                 f"leave it out"
             )
-        chosen = select_top_k(weight.data, self.adapter.k, self.adapter.selection, seed=self.seed)
-        layer.register_buffer(
-            "gradient_mask", torch.zeros_like(weight, dtype=torch.bool).scatter_(1, chosen, True), persistent=False
-        )
+        # A parameter of the layer, so that it is sharded and gathered as the weight is.
+        mask = torch.zeros(sharding.shape(weight), dtype=MASK_DTYPE, device=weight.device)
+        if not weight.is_meta:
+            with sharding.own_rows(weight) as (rows, values):
+                mask = sharding.join_rows(weight, self._chosen(values, rows))
+        layer.gradient_mask = nn.Parameter(mask, requires_grad=False)
+        sharding.adopt(layer, weight, [layer.gradient_mask])
         weight.requires_grad_(True)
         weight.register_hook(lambda grad: grad * layer.gradient_mask)
+
+    def _chosen(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
+        """1 at the entries that train, else 0, of these rows of a weight."""
+        chosen = select_top_k(weight, self.adapter.k, self.adapter.selection, first_row=rows.start, seed=self.seed)
+        return torch.zeros_like(weight, dtype=MASK_DTYPE).scatter_(1, chosen, 1)
+
+    def initialise(self, model: nn.Module) -> None:
+        """Choose on each rank's own rows; FSDP2's gradients are masked where they are kept, once they are reduced."""
+        for layer in _masked(model):
+            weight, mask = layer.weight, layer.gradient_mask
+            with sharding.own_rows(weight) as (rows, values):
+                sharding.write_rows(mask, rows, self._chosen(values, rows))
+
+            def clear(param: torch.Tensor, mask: torch.Tensor = mask) -> None:
+                assert param.grad is not None
+                sharding.stored(param.grad).mul_(sharding.stored(mask))
+
+            weight.register_post_accumulate_grad_hook(clear)
+
+    def checkpoint_has(self, name: str) -> bool:
+        return self.kind(name) != "mask"
 
     def kind(self, name: str) -> str:
         return "mask" if name.endswith(".gradient_mask") else "weights"
 
     def trainable(self, model: nn.Module) -> int:
         """Under a mask fewer than the optimizer holds."""
-        masked = [module for module in model.modules() if hasattr(module, "gradient_mask")]
-        weights = [module.get_parameter("weight") for module in masked]
-        hidden = sum(weight.numel() - self.adapter.k * len(weight) for weight in weights)
-        return super().trainable(model) - hidden
+        shapes = [sharding.shape(layer.weight) for layer in _masked(model)]
+        return super().trainable(model) - sum(shape.numel() - self.adapter.k * shape[0] for shape in shapes)
+
+
+def _masked(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if hasattr(module, "gradient_mask")]
 
 
 def _shared_weights(model: nn.Module) -> set[int]:

@@ -10,9 +10,11 @@ import torch.distributed as dist
 from torch import nn
 
 from neuroada import sharding
+from neuroada.errors import UserError
 from neuroada.files import StoredTensor, new_folder, open_tensors, weight_files
 from neuroada.hf.loading import DTYPES
 from neuroada.methods.base import Change, Method
+from neuroada.tasks.table import get_task
 
 
 class WholeWeights(Method):
@@ -24,6 +26,14 @@ class WholeWeights(Method):
 
 model = {auto}.from_pretrained("THIS_REPOSITORY")
 """
+
+    def check(self, strategy: str) -> None:
+        super().check(strategy)
+        if strategy == "fsdp2" and self.recipe.task is not None and get_task(self.recipe.task).num_labels:
+            raise UserError(
+                f"adapter.method = {self.name}: does not run under fsdp2 with task {self.recipe.task}: the classifier "
+                f"is in no file that this engine could read; use an engine other than fsdp2"
+            )
 
     def storage_dtype(self, compute: torch.dtype) -> torch.dtype:
         return DTYPES[self.adapter.trainable_dtype]  # fp32 unless told otherwise: small steps vanish in bf16 weights
@@ -47,6 +57,8 @@ model = {auto}.from_pretrained("THIS_REPOSITORY")
         first = not dist.is_initialized() or dist.get_rank() == 0
         state: dict[str, torch.Tensor] = {}
         for name, param in model.named_parameters():
+            if self.kind(name) != "weights":  # a mask
+                continue
             with sharding.whole(param) as value:
                 if first:
                     state[name] = value.detach().to("cpu", dtype, copy=True)

@@ -18,52 +18,16 @@ from neuroada.files import StoredTensor, check_inside, load_tensors, new_folder,
 from neuroada.files.names import match
 from neuroada.hf.model_folder import FLOATS, check_model_folder
 from neuroada.hf.tensor_files import DTYPES, Checkpoint
+from neuroada.offline.entries import Entries, ExpertEntries, Whole
+from neuroada.offline.expert_edits import expert_edits
 from neuroada.offline.merge_quantised import merge_quantised
 from neuroada.offline.module_weights import merge_whole, verify_logits
 from neuroada.offline.output import companions, copy_companions
 from neuroada.offline.rewrite import rewrite
-from neuroada.ops import adapted, read_entries, unpack_indices, write_entries
+from neuroada.ops import adapted, unpack_indices
 
 # Kept in a folder of its own: some servers load every *.safetensors that lies beside a model's.
 KEPT = Path("unmerge") / "neuroada_base.safetensors"
-
-
-class Entries:
-    """An edit that sets k entries of each row of a weight to base + delta, and keeps the values it replaces.
-
-    idx [out, 2k] uint8; base [out, k], None: as found; delta [out, k], None: zero. `replaced` is [out, k], in the
-    weight's dtype, once all rows passed.
-    """
-
-    def __init__(
-        self, idx: torch.Tensor, *, base: torch.Tensor | None = None, delta: torch.Tensor | None = None
-    ) -> None:
-        self.idx, self.base, self.delta = idx, base, delta
-        self.replaced = torch.empty(0)
-
-    def __call__(self, first: int, rows: torch.Tensor) -> None:
-        here = slice(first, first + len(rows))
-        if first == 0:
-            self.replaced = torch.empty(len(self.idx), self.idx.shape[1] // 2, dtype=rows.dtype)
-        idx = unpack_indices(self.idx[here])
-        self.replaced[here] = read_entries(rows, idx)
-        values = self.replaced[here] if self.base is None else self.base[here]
-        write_entries(rows, idx, values if self.delta is None else adapted(values, self.delta[here]))
-
-
-class Whole:
-    """An edit that replaces a tensor, rounded to its stored dtype, and keeps the old one."""
-
-    def __init__(self, value: torch.Tensor) -> None:
-        self.value = torch.atleast_1d(value)
-        self.replaced = torch.empty(0)
-
-    def __call__(self, first: int, rows: torch.Tensor) -> None:
-        here = slice(first, first + len(rows))
-        if first == 0:
-            self.replaced = torch.empty(self.value.shape, dtype=rows.dtype)
-        self.replaced[here] = rows
-        rows.copy_(self.value[here])
 
 
 def merge(
@@ -104,12 +68,11 @@ def merge(
             raise UserError(f"{what}: not with an adapter of a quantised base; merge it by PEFT's merge_and_unload")
         done = merge_quantised(contents, quantisation, base, out, original=original, progress=progress)
         return _report(out, started, method="NEUROADA", **done)
-    edits: dict[str, Entries | Whole] = {}
-    names = {}
-    for module, (idx, delta) in contents.connections.items():
-        names[module] = _target(contents, source, f"{module}.weight", (len(idx), None)).name
-        _check_indices(contents, module, idx, source.tensors[names[module]])
-        edits[names[module]] = Entries(idx, delta=delta)
+    edits: dict[str, Entries | ExpertEntries | Whole] = {}
+    parts: dict[str, dict[str, Entries | ExpertEntries]] = {}
+    for module in contents.connections:
+        parts[module] = _parts(contents, source, module)
+        edits |= {_tensor(name, edit, source): edit for name, edit in parts[module].items()}
     for name, value in contents.whole.items():
         target = _target(contents, source, name, tuple(value.shape))
         _check_untied(contents, source, target)
@@ -122,9 +85,7 @@ def merge(
     with new_folder(out, size=size, field="--out ") as folder:
         copy_companions(base, folder)
         _, written = rewrite(source, folder, edits, progress)
-        found = checksum(
-            (module, contents.connections[module][0], edits[name].replaced) for module, name in sorted(names.items())
-        )
+        found = checksum((module, *_whole(parts[module])) for module in sorted(parts))
         expected = contents.config.base_fingerprint
         if expected not in (None, found):
             raise UserError(
@@ -132,7 +93,7 @@ def merge(
                 f"here {found}); give the folder it was trained on as --base-model"
             )
         if keep_base:
-            _keep(folder, contents, names, edits, found, written)
+            _keep(folder, contents, parts, edits, found, written)
         if verify:
             verify_logits(adapter, base, folder)
     connections = sum(delta.numel() for _, delta in contents.connections.values())
@@ -140,7 +101,7 @@ def merge(
         out,
         started,
         method="NEUROADA",
-        layers=len(names),
+        layers=len(parts),
         connections=connections,
         bytes=source.size,
         base_fingerprint="same" if expected else "not recorded in the adapter",
@@ -164,19 +125,24 @@ def unmerge(model: Path, out: Path, *, progress: bool = False) -> dict[str, Any]
     if not (model / KEPT).exists():
         raise UserError(f"--model {model}: has no {KEPT} (merged with --no-keep-base?); use the base model itself")
     kept, metadata = _read_kept(model)
-    edits: dict[str, Entries | Whole] = {}
-    merged: dict[str, Entries] = {}
+    edits: dict[str, Entries | ExpertEntries | Whole] = {}
+    merged: dict[str, Entries | ExpertEntries] = {}
+    columns = metadata.get("transposed", "").split("\n")
     for key, value in kept.items():
         name, _, kind = key.rpartition(".")
         if kind == "neuroada_base":
             continue
         base = kept.get(f"{name}.neuroada_base")
-        target = match(f"{name}.weight", source.tensors) if kind == "neuroada_idx" else name
+        of_experts = kind == "neuroada_idx" and value.ndim == 3
+        target: str | None = name
+        if kind == "neuroada_idx":
+            target = match(name if of_experts else f"{name}.weight", source.tensors)
         stored = source.tensors.get(target or "")
-        if stored is None or not _fits(kind, value, base, stored):
+        if stored is None or not _fits(kind, value, base, stored, name in columns):
             raise UserError(f"--model {model}: {KEPT} does not fit its weights at {name}; merge again from the base")
         if kind == "neuroada_idx":
-            edits[stored.name] = merged[name] = Entries(value, base=base)
+            experts = ExpertEntries(value, base=base, transposed=name in columns) if of_experts else None
+            edits[stored.name] = merged[name] = experts or Entries(value, base=base)
         elif kind == "whole":
             edits[name] = Whole(value)
     size = source.size + sum(path.stat().st_size for path in companions(model))
@@ -219,16 +185,19 @@ def _sha256(kept: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _fits(kind: str, value: torch.Tensor, base: torch.Tensor | None, stored: StoredTensor) -> bool:
-    """Whether a tensor of `KEPT` (with the base values beside it) belongs to this weight."""
+def _fits(kind: str, value: torch.Tensor, base: torch.Tensor | None, stored: StoredTensor, columns: bool) -> bool:
+    """Whether a tensor of `KEPT` (with the base values beside it) belongs to this weight. columns: whether the neurons
+    of experts are their matrices' columns."""
     if kind == "whole":
         return tuple(torch.atleast_1d(value).shape) == (stored.shape or (1,)) and value.is_floating_point()
-    if kind != "neuroada_idx" or base is None or len(stored.shape) != 2 or stored.dtype not in FLOATS:
+    if kind != "neuroada_idx" or base is None or len(stored.shape) not in (2, 3) or stored.dtype not in FLOATS:
         return False
-    rows, columns = stored.shape
-    paired = value.dtype == torch.uint8 and value.ndim == 2 and tuple(base.shape) == (rows, value.shape[1] // 2)
-    whole = paired and len(value) == rows and value.shape[1] % 2 == 0 and value.numel() > 0
-    return whole and base.dtype == DTYPES[stored.dtype] and int(unpack_indices(value).max()) < columns
+    *neurons, inputs = stored.shape
+    if columns and len(neurons) == 2:
+        neurons[1], inputs = inputs, neurons[1]
+    paired = value.dtype == torch.uint8 and tuple(value.shape[:-1]) == tuple(neurons) and value.shape[-1] % 2 == 0
+    whole = paired and tuple(base.shape) == (*neurons, value.shape[-1] // 2) and value.numel() > 0
+    return whole and base.dtype == DTYPES[stored.dtype] and int(unpack_indices(value).max()) < inputs
 
 
 def _target(adapter: AdapterFile, source: Checkpoint, name: str, shape: tuple[int | None, ...]) -> StoredTensor:
@@ -245,11 +214,40 @@ def _target(adapter: AdapterFile, source: Checkpoint, name: str, shape: tuple[in
     return tensor
 
 
-def _check_indices(adapter: AdapterFile, module: str, idx: torch.Tensor, target: StoredTensor) -> None:
-    if (highest := int(unpack_indices(idx).max())) >= target.shape[1]:
-        raise UserError(
-            f"--adapter {adapter.folder}: {module} has connection {highest}, its weight only {target.shape[1]} columns"
-        )
+def _parts(adapter: AdapterFile, source: Checkpoint, module: str) -> dict[str, Entries | ExpertEntries]:
+    """Module, or tensor of experts -> its edit, in the order of the module's neurons."""
+    idx, delta = adapter.connections[module]
+    told = f"--adapter {adapter.folder} does not fit {source.folder}"
+    found: dict[str, Entries | ExpertEntries] = {module: Entries(idx, delta=delta)}
+    if idx.ndim == 3:
+        found = expert_edits(module, idx, delta, source, told)
+    for name, edit in found.items():
+        inputs, shape = -1, tuple[int | None, ...]((len(edit.idx), None))
+        if isinstance(edit, ExpertEntries):
+            shape = (*edit.idx.shape[:2], None)
+            if edit.transposed:
+                inputs, shape = 1, (len(edit.idx), None, edit.idx.shape[1])
+        target = _target(adapter, source, _tensor(name, edit, source), shape)
+        if (highest := int(unpack_indices(edit.idx).max())) >= target.shape[inputs]:
+            raise UserError(
+                f"--adapter {adapter.folder}: {name} has connection {highest}, its weight only {target.shape[inputs]} "
+                f"columns"
+            )
+    return found
+
+
+def _tensor(name: str, edit: Entries | ExpertEntries, source: Checkpoint) -> str:
+    """The tensor in the files that a part of `_parts` edits."""
+    wanted = name if isinstance(edit, ExpertEntries) else f"{name}.weight"
+    return match(wanted, source.tensors) or wanted
+
+
+def _whole(parts: Mapping[str, Entries | ExpertEntries]) -> tuple[torch.Tensor, torch.Tensor]:
+    """idx and replaced values of a module's neurons in order, once all passed: what its fingerprint is of."""
+    edits = parts.values()
+    return torch.cat([edit.idx.flatten(0, -2) for edit in edits]), torch.cat(
+        [edit.replaced.flatten(0, -2) for edit in edits]
+    )
 
 
 def _check_untied(adapter: AdapterFile, source: Checkpoint, target: StoredTensor) -> None:
@@ -266,21 +264,19 @@ def _check_untied(adapter: AdapterFile, source: Checkpoint, target: StoredTensor
 def _keep(
     folder: Path,
     contents: AdapterFile,
-    names: dict[str, str],
-    edits: dict[str, Any],
+    parts: dict[str, dict[str, Entries | ExpertEntries]],
+    edits: Mapping[str, Entries | ExpertEntries | Whole],
     base_fingerprint: str,
     files: dict[str, str],
 ) -> None:
     """Write `KEPT`: what `unmerge` needs, and checksums of the base and of the merged values under the connections."""
     kept: dict[str, torch.Tensor] = {}
-    merged = []
-    for module in sorted(names):
-        idx, delta = contents.connections[module]
-        base = edits[names[module]].replaced
-        kept |= {f"{module}.neuroada_idx": idx, f"{module}.neuroada_base": base}
-        merged.append((module, idx, base, delta))
+    changed = {name: edit for part in parts.values() for name, edit in part.items()}
+    for name, edit in changed.items():
+        kept |= {f"{name}.neuroada_idx": edit.idx.clone(), f"{name}.neuroada_base": edit.replaced}
     kept |= {f"{name}.whole": edit.replaced for name, edit in edits.items() if isinstance(edit, Whole)}
-    values = ((module, idx, adapted(base, delta)) for module, idx, base, delta in merged)
+    values = ((name, edit.idx, _merged(edit)) for name, edit in sorted(changed.items()))
+    columns = [name for name, edit in changed.items() if isinstance(edit, ExpertEntries) and edit.transposed]
     metadata = {
         "format": "pt",
         "base_model": str(contents.config.base_model_name_or_path),
@@ -288,5 +284,12 @@ def _keep(
         "merged_fingerprint": checksum(values),
         "files": json.dumps(files, sort_keys=True),
         "sha256": _sha256(kept),
+        **({"transposed": "\n".join(columns)} if columns else {}),
     }
     save_tensors(folder / KEPT, kept, metadata)
+
+
+def _merged(edit: Entries | ExpertEntries) -> torch.Tensor:
+    """The values under the connections after the merge."""
+    assert edit.delta is not None
+    return adapted(edit.replaced, edit.delta)

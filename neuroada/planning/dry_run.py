@@ -9,6 +9,7 @@ from neuroada.data.sources import find_source
 from neuroada.engines import find_device
 from neuroada.errors import UserError
 from neuroada.hf.attention import describe_attention
+from neuroada.hf.attention_sinks import has_sinks
 from neuroada.hf.config import find_config, remedy
 from neuroada.planning import report
 from neuroada.planning.plan import make_plan
@@ -37,14 +38,14 @@ def dry_run(recipe: Recipe, ranks: int) -> str:
         f"data       {recipe.trained_on}: {data}",
         f"tokenizer  {tokenizer}",
         f"weights    {weights}",
-        f"attention  {describe_attention(recipe.train.packed, recipe.train.dtype, find_device())}",
     ]
     try:
-        find_config(recipe.model)
+        config, _ = find_config(recipe.model)
     except UserError as error:
         lines.append(f"model      {_missing(missing, str(error))}: not planned")
     else:
-        lines += [report.plan(make_plan(recipe, ranks)), f"output     {recipe.output_dir}"]
+        attention = describe_attention(recipe.train.packed, recipe.train.dtype, find_device(), has_sinks(config))
+        lines += [f"attention  {attention}", report.plan(make_plan(recipe, ranks)), f"output     {recipe.output_dir}"]
     lines += ["", "missing:", *(f"  {what}" for what in missing)] if missing else ["", "nothing is missing"]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from neuroada.config.recipe import Recipe
+from neuroada.hf.attention_sinks import has_sinks
 from neuroada.hf.loading import DTYPES
 from neuroada.hf.quantised import choose_quantisation
 from neuroada.methods import Method
@@ -15,8 +16,8 @@ from neuroada.objectives import Objective
 from neuroada.quantised import quantise
 
 # Rows without padding need no mask, but transformers makes one wherever it sees a fake tensor (5.23): tell it not to.
-AttentionInterface.register("unmasked_sdpa", sdpa_attention_forward)
-AttentionMaskInterface.register("unmasked_sdpa", lambda *args, **kwargs: None)
+AttentionInterface.register("unmasked", sdpa_attention_forward)
+AttentionMaskInterface.register("unmasked", lambda *args, **kwargs: None)
 
 
 def on_meta(config: Any, recipe: Recipe, method: Method, objective: Objective, layers: int | None = None) -> nn.Module:
@@ -33,7 +34,7 @@ def on_meta(config: Any, recipe: Recipe, method: Method, objective: Objective, l
     for name, value in options.items():
         setattr(config, name, value)
     dtype = method.storage_dtype(DTYPES[recipe.train.dtype])
-    attention = "unmasked_sdpa" if recipe.train.packed else "sdpa"
+    attention = "unmasked" if recipe.train.packed or has_sinks(config) else "sdpa"
     with torch.device("meta"):
         base: nn.Module = auto.from_config(config, dtype=dtype, attn_implementation=attention)
         if (quantisation := choose_quantisation(recipe, config)) is not None:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from neuroada.adapter import NeuroAdaLinear
 from neuroada.config.recipe import Recipe
 from neuroada.engines import adamw, trainable_parameters
+from neuroada.hf.attention_sinks import has_sinks
 from neuroada.hf.loading import DTYPES
 from neuroada.methods import Method, make_method
 from neuroada.objectives import Objective, make_objective
@@ -72,7 +73,8 @@ def record_step(recipe: Recipe, config: Any, accumulating: bool, method: Method 
     method, objective = method or make_method(recipe), make_objective(recipe)
     layers = config.num_hidden_layers
     kinds = set(getattr(config, "layer_types", None) or ["same"])
-    recorded = RECORDED_LAYERS if layers > RECORDED_LAYERS and len(kinds) == 1 else layers
+    alike = len(kinds) == 1 or has_sinks(config)  # whose layers differ in what they see alone, which a plan leaves out
+    recorded = RECORDED_LAYERS if layers > RECORDED_LAYERS and alike else layers
     with warnings.catch_warnings(action="ignore"):  # libraries' advice to trainers would bury the plan
         full = on_meta(config, recipe, method, objective)
         params = [param for _, group in _owners(full, method) for param in group]
@@ -200,10 +202,6 @@ def _owners(model: nn.Module, method: Method) -> Iterator[tuple[nn.Module, list[
                 shape = (_kind(names[id(param)], method), param.numel(), param.itemsize, len(param))
                 holds = entries.get(id(param), param.numel())
                 params.append(Parameter(*shape, param.requires_grad, layer_of.get(id(module)), holds))
-        for name, buffer in module.named_buffers(recurse=False):
-            if (kind := method.kind(f".{name}")) != "weights":
-                shape = (kind, buffer.numel(), buffer.itemsize, len(buffer))
-                params.append(Parameter(*shape, False, layer_of.get(id(module)), buffer.numel()))
         if params:
             yield module, params
 

@@ -12,6 +12,7 @@ from neuroada.engines import Engine, base_parameters
 from neuroada.engines.collectives import gather
 from neuroada.errors import node_name
 from neuroada.hf.attention import describe_attention
+from neuroada.hf.attention_sinks import has_sinks
 from neuroada.methods import Method
 from neuroada.runs.formatting import format_bytes
 from neuroada.runs.metadata import code_version, library_version
@@ -29,7 +30,8 @@ def describe(
     nodes = list(dict.fromkeys(node for node, _ in found))
     trainable, total = method.trainable(model), base_parameters(model)
     train = recipe.train
-    attention = describe_attention(train.packed, train.dtype, engine.device)
+    sinks = has_sinks(getattr(model, "config", None))
+    attention = describe_attention(train.packed, train.dtype, engine.device, sinks)
     lines = {
         "world": f"{engine.world_size} rank(s), {engine.device.type}, on {len(nodes)} node(s): "
         f"{', '.join(nodes[:8])}{', ...' if len(nodes) > 8 else ''}",

@@ -6,6 +6,7 @@ from torch import nn
 from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
 from neuroada.hf.attention import choose_attention
+from neuroada.hf.attention_sinks import has_sinks
 from neuroada.hf.loading import DTYPES, build_empty, load_config, load_pretrained
 from neuroada.hf.quantised import choose_quantisation, load_quantised, without_zero_init
 from neuroada.methods import Method, make_method
@@ -19,7 +20,9 @@ class RecipeModelBuilder:
     def __init__(self, recipe: Recipe, method: Method, objective: Objective, compute: torch.dtype) -> None:
         self.recipe, self.method, self.objective = recipe, method, objective
         self.source, self.dtype = recipe.model, method.storage_dtype(compute)
-        self.quantisation = choose_quantisation(recipe, load_config(recipe.model))
+        config = load_config(recipe.model)
+        self.sinks = has_sinks(config)
+        self.quantisation = choose_quantisation(recipe, config)
         if self.quantisation is not None:
             method.check_quantised(self.quantisation)
             if objective.task_type != "CAUSAL_LM":
@@ -56,4 +59,4 @@ class RecipeModelBuilder:
         self.method.initialise(model)
 
     def _attention(self, device: torch.device) -> str:
-        return choose_attention(self.recipe.train.packed, self.recipe.train.dtype, device)
+        return choose_attention(self.recipe.train.packed, self.recipe.train.dtype, device, self.sinks)

@@ -17,7 +17,7 @@ from neuroada.planning.meta_model import on_meta
 from neuroada.tasks.table import get_task
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-OURS = [name for name in NAMES if name.startswith(("llama", "qwen", "mistral", "mixtral", "roberta"))]
+OURS = [name for name in NAMES if name.startswith(("llama", "qwen", "mistral", "mixtral", "gpt", "roberta"))]
 
 # Trained connections per k, and parameters of the base model (of RoBERTa: with a classifier of two labels).
 COUNTS = {
@@ -36,6 +36,7 @@ COUNTS = {
     "Qwen/Qwen3-8B": (36 * 38_912, 8_190_735_360),
     "Qwen/Qwen3-30B-A3B": (48 * (4_096 + 1_024 + 2_048 + 128 * (1_536 + 2_048)), 30_532_122_624),
     "mistralai/Mixtral-8x7B-v0.1": (32 * (4_096 + 2_048 + 4_096 + 8 * (28_672 + 4_096)), 46_702_792_704),
+    "unsloth/gpt-oss-20b-BF16": (24 * (4_096 + 1_024 + 2_880 + 32 * (5_760 + 2_880)), 20_914_757_184),
     "mistralai/Mistral-7B-v0.1": (1_376_256, 7_241_732_096),
     "mistralai/Mistral-7B-v0.3": (1_376_256, 7_248_023_552),
     "FacebookAI/roberta-base": (12 * 6_912, 124_647_170),

@@ -108,8 +108,9 @@ def merge_and_unmerge(layers: list[NeuroAdaLinear]) -> dict[str, bool]:
     before = fingerprint(layers, "default")
     for layer in layers:
         weight = layer.base.stored
+        columns = getattr(layer.base, "transposed", False)  # experts [experts, in, out]: a neuron is a column
         with sharding.whole(weight) as values:
-            base = values.clone()
+            base = values.transpose(1, 2).clone() if columns else values.clone()
         with sharding.whole(layer.neuroada_idx["default"]) as values:
             idx = unpack_indices(values)
         with sharding.whole(layer.neuroada_delta["default"]) as delta:
@@ -117,12 +118,13 @@ def merge_and_unmerge(layers: list[NeuroAdaLinear]) -> dict[str, bool]:
         expected = base.scatter(-1, idx, adapted)
         layer.merge()
         with sharding.whole(weight) as values:
+            values = values.transpose(1, 2) if columns else values
             same["merged"] &= values.equal(expected) and not expected.equal(base)
         known = checksum([(layer.name, pack_indices(idx), base.gather(-1, idx))])
         same["its base is known"] &= fingerprint([layer], "default") == known
         layer.unmerge()
         with sharding.whole(weight) as values:
-            same["unmerged"] &= values.equal(base)
+            same["unmerged"] &= (values.transpose(1, 2) if columns else values).equal(base)
     return same | {"the fingerprint stays": fingerprint(layers, "default") == before}
 
 

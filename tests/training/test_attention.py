@@ -8,12 +8,13 @@ import pytest
 import torch
 from distributed_runs import TinyRuns, assert_same_curve, losses
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, MistralConfig, MistralForCausalLM
 
 from neuroada import NeuroAdaConfig
 from neuroada.config.recipe import load_recipe
 from neuroada.hf import attention
 from neuroada.hf.attention import choose_attention, describe_attention
+from neuroada.hf.attention_sinks import has_sinks
 from neuroada.objectives.cross_entropy import answer_loss
 from neuroada.objectives.micro_batch import collate
 
@@ -115,6 +116,33 @@ def test_a_sliding_window_shorter_than_the_row() -> None:
         packed = packed_model(**{**row, "logits_to_keep": 0}, use_cache=False).logits[0]
         for tokens, found in zip(data.rows, packed.split(data.lengths.tolist()), strict=True):
             torch.testing.assert_close(found, model(input_ids=torch.from_numpy(tokens)[None]).logits[0])
+
+
+@pytest.mark.parametrize("window", [6, 128])
+def test_attention_sinks(window: int) -> None:
+    """Of gpt-oss: packed and padded rows against transformers' own eager attention, sequence by sequence."""
+    torch.manual_seed(0)
+    config = GptOssConfig(vocab_size=258, hidden_size=32, intermediate_size=24, num_hidden_layers=2, head_dim=8,
+                          num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+                          pad_token_id=1, sliding_window=window)  # fmt: skip
+    model = GptOssForCausalLM(config).eval()
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.sinks)
+    model.set_attn_implementation("eager")
+    packed_model = copy.deepcopy(model)
+    packed_model.set_attn_implementation("packed_sinks")
+    data = RandomSequences(3, 3)
+    row, batch = (collate(data, np.arange(3), packing, pad_id=1).inputs for packing in (True, False))
+    with torch.no_grad():
+        packed = packed_model(**{**row, "logits_to_keep": 0}, use_cache=False).logits[0]
+        padded = packed_model(**{**batch, "logits_to_keep": 0}).logits
+        for i, found in enumerate(packed.split(data.lengths.tolist())):
+            expected = model(input_ids=torch.from_numpy(data.rows[i])[None]).logits[0]
+            torch.testing.assert_close(found, expected)
+            torch.testing.assert_close(padded[i, : len(expected)], expected)
+    left = {name: batch[name].flip(1) for name in ("input_ids", "attention_mask")}
+    assert model.generate(**left, max_new_tokens=5).equal(packed_model.generate(**left, max_new_tokens=5))
+    assert choose_attention(True, "bf16", torch.device("cuda"), has_sinks(config)) == "packed_sinks"
 
 
 @pytest.mark.parametrize(
