@@ -201,7 +201,8 @@ class Evaluate(Section):
 
     tasks: list[Text] | None = Field(
         default=None,
-        description="tasks to score, or task files (docs/tasks.md); null: none, and of a glue/ task itself",
+        description="tasks to score: names, task files, lm_eval:NAME (docs/tasks.md); null: none, and of a glue/ task "
+        "that task itself",
     )
     limit: Positive | None = Field(default=None, description="the first so many examples of each")
     frozen_base: bool = Field(
