@@ -30,7 +30,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--adapter", metavar="DIR", help="a PEFT adapter; merged into its base in memory")
     parser.add_argument("--model", metavar="DIR", help="an ordinary checkpoint")
     parser.add_argument("--base-model", metavar="DIR", help="the adapter's base, if not where adapter_config.json says")
-    parser.add_argument("--tasks", required=True, metavar="A,B", help="tasks, suites (math, commonsense) or task files")
+    parser.add_argument("--tasks", required=True, metavar="A,B", help="tasks, suites (math), task files, lm_eval:NAME")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each task")
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="holds <task>/test.json (default: data)")
     parser.add_argument("--out", metavar="DIR", help="default: the adapter's run, else results/<name>")
@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
     arguments = parse(argv)
     from neuroada.evaluation.source import Source, find_tasks
     from neuroada.tasks.data import load_examples
+    from neuroada.tasks.table import HARNESS
 
     for field in ("limit", "batch_tokens"):
         value = getattr(arguments, field)
@@ -62,8 +63,9 @@ def main(argv: list[str]) -> None:
     ranks = world_size()
     if arguments.backend == "vllm" and find_spec("vllm") is None:
         raise UserError("backend: vllm is not installed; pip install vllm, or give --backend hf")
-    if arguments.backend == "vllm" and (choices := [task.name for task in tasks if task.multiple_choice]):
-        raise UserError(f"backend: vllm scores no multiple choice, as {choices[0]} is; give --backend hf")
+    by_hf = [task.name for task in tasks if task.multiple_choice or task.name.startswith(HARNESS)]
+    if arguments.backend == "vllm" and by_hf:
+        raise UserError(f"backend: vllm only generates answers, and {by_hf[0]} needs more; give --backend hf")
     if arguments.backend == "vllm" and ranks > 1:
         raise UserError(f"backend: vllm starts its own workers, not {ranks} ranks; run it without a launcher")
     if ranks > 1:  # before torch starts its threads

@@ -26,6 +26,9 @@ FREE = {
 }
 """What may change when a run is resumed: how a step is computed, not what it learns."""
 
+LENGTH = {"epochs", "max_steps"}
+"""Of train, besides, where the learning rate does not depend on them: so a finished run is extended."""
+
 
 def _all_linear(value: Any, names: Callable[[Any], list[str]]) -> Any:
     """PEFT's word for every Linear module, or names of some: one error for both, not one each."""
@@ -116,6 +119,11 @@ class Optimizer(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         default=1.0, description="gradients are clipped to this norm; null: not clipped"
     )
+
+    @property
+    def any_length(self) -> bool:
+        """Whether a step's learning rate is the same in a run of any length."""
+        return self.schedule == "constant" and not self.warmup_ratio
 
 
 class Train(Section):
@@ -232,7 +240,8 @@ class Evaluate(Section):
 
     tasks: list[Text] | None = Field(
         default=None,
-        description="tasks to score, or task files (docs/tasks.md); null: none, and of a glue/ task itself",
+        description="tasks to score: names, task files, lm_eval:NAME (docs/tasks.md); null: none, and of a glue/ task "
+        "that task itself",
     )
     limit: Positive | None = Field(default=None, description="the first so many examples of each")
     frozen_base: bool = Field(
@@ -312,12 +321,14 @@ class Recipe(Section):
         return self.share(world_size) // self.micro_batch(world_size)
 
     def identity(self) -> dict[str, Any]:
-        """The fields, by dotted name, that decide what is learnt: two runs that share them have the same curve."""
+        """The fields, by dotted name, that decide what is learnt: two runs that share them have the same curve, as far
+        as both go."""
         deciding: dict[str, Any] = {"model": self.model, "task": self.task}
         if self.data is not None:
             deciding |= {f"objective.{field}": value for field, value in self.objective.model_dump().items()}
         for name in ("base", "adapter", "optimizer", "train"):
-            section = getattr(self, name).model_dump(exclude=FREE.get(name))
+            free = FREE.get(name, set()) | (LENGTH if name == "train" and self.optimizer.any_length else set())
+            section = getattr(self, name).model_dump(exclude=free)
             deciding |= {f"{name}.{field}": value for field, value in section.items()}
         return deciding
 

@@ -7,7 +7,7 @@ import torch
 from neuroada.environment import local_rank, rank
 from neuroada.evaluation.evaluate import evaluate_tasks
 from neuroada.evaluation.load import load
-from neuroada.evaluation.results import make_header, notes, read_scores, same_task, table
+from neuroada.evaluation.results import kept_scores, make_header, notes, table
 from neuroada.evaluation.source import Source, resolve_tasks
 from neuroada.tasks.data import load_examples
 
@@ -26,14 +26,13 @@ def evaluate_trained(trained: Path, base: str, task: str, names: list[str], data
     """
     source = Source.of_trained(trained, base)
     named = {"model": source.model, "adapter": str(source.adapter) if source.adapter else None}
-    there = read_scores(trained.parent, make_header(named, source.identity(), limit))
+    asked = resolve_tasks(names)
+    there = kept_scores(trained.parent, make_header(named, source.identity(), limit), asked)
     # A score of more questions, made by hand since an earlier end of this run, stays.
     tasks = [
         task
-        for task in resolve_tasks(names)
-        if task.name not in there
-        or not same_task(there[task.name], task)
-        or there[task.name]["n"] <= len(load_examples(task, "test", data_dir)[:limit])
+        for task in asked
+        if task.name not in there or there[task.name]["n"] <= len(load_examples(task, "test", data_dir)[:limit])
     ]
     if not tasks:
         return

@@ -7,24 +7,23 @@ same bytes on one rank or many (given as many CPU threads for each rank). Ranks 
 import hashlib
 import heapq
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 import transformers
 from tqdm import tqdm
 
 from neuroada.errors import UserError
 from neuroada.evaluation.generate import Batch, generate, log_likelihoods, plan_batches, plan_options, stop_tokens
+from neuroada.evaluation.harness import HarnessTask, evaluate_harness
 from neuroada.evaluation.parts import Parts
 from neuroada.evaluation.questions import Backend, Questions, Scored, prepare
-from neuroada.evaluation.results import averages, make_header, read_scores, same_task, summarize, to_json
-from neuroada.files import FolderLock, read_json, write_text
+from neuroada.evaluation.ranks import joined, locked
+from neuroada.evaluation.results import averages, check_smaller, kept_scores, make_header, summarize, to_json
+from neuroada.files import read_json, write_text
 from neuroada.tasks.data import contamination, load_examples, possible_files
 from neuroada.tasks.table import OWN, TASKS, Example, Task
 
@@ -79,21 +78,26 @@ def evaluate_tasks(
     See `evaluate_backend`. The model is in eval mode meanwhile.
     """
     was_training = model.training
+    theirs = [task for task in tasks if isinstance(task, HarnessTask)]
+    ours = [task for task in tasks if not isinstance(task, HarnessTask)]
+    names = names or {"model": model.config.name_or_path, "adapter": None}
+    results: dict[str, Any] = {}
     model.eval()
     try:
-        return evaluate_backend(
-            TransformersBackend(model, tokenizer, batch_tokens),
-            tokenizer,
-            tasks,
-            data_dir,
-            out_dir,
-            limit=limit,
-            names=names or {"model": model.config.name_or_path, "adapter": None},
-            trained_on=trained_on,
-            identity=identity,
-        )
+        if ours or not theirs:
+            backend = TransformersBackend(model, tokenizer, batch_tokens)
+            results = evaluate_backend(
+                backend, tokenizer, ours, data_dir, out_dir,
+                limit=limit, names=names, trained_on=trained_on, identity=identity,
+            )  # fmt: skip
+        if theirs:
+            header = make_header(names, identity, limit)
+            results = evaluate_harness(
+                model, tokenizer, theirs, Path(out_dir), header, limit=limit, batch_tokens=batch_tokens
+            )
     finally:
         model.train(was_training)
+    return results
 
 
 def evaluate_backend(
@@ -122,13 +126,9 @@ def evaluate_backend(
     out = Path(out_dir)
     questions = {task.name: prepare(backend, tokenizer, task, data_dir, limit) for task in tasks}
     header = make_header(names, identity, limit)
-    with _ranks() as (rank, world_size, barrier), _locked(out, rank):
-        kept = {
-            name: entry
-            for name, entry in read_scores(out, header).items()
-            if name not in questions or same_task(entry, questions[name].task)
-        }
-        _check_smaller(out, kept, questions)
+    with joined() as (rank, world_size, barrier), locked(out, rank):
+        kept = kept_scores(out, header, tasks)
+        check_smaller(out, kept, {name: len(q.examples) for name, q in questions.items()})
         parts = Parts(out / "predictions" / ".parts", _fingerprint(backend, questions, identity), rank, barrier)
         mine = _deal(questions, parts, world_size)[rank]
         total = sum(questions[name].size(questions[name].batches[number]) for name, number in mine)
@@ -143,48 +143,6 @@ def evaluate_backend(
         barrier()
         results: dict[str, Any] = read_json(out / "results.json")
     return results
-
-
-def _check_smaller(out: Path, kept: Mapping[str, Any], questions: Mapping[str, Questions]) -> None:
-    """UserError where a score of more questions would be lost."""
-    for name, q in questions.items():
-        if name in kept and kept[name]["n"] > len(q.examples):
-            raise UserError(
-                f"--limit: {out / 'results.json'} holds {name}'s score of {kept[name]['n']} questions, more than the "
-                f"{len(q.examples)} asked for; give another --out"
-            )
-
-
-@contextmanager
-def _locked(out: Path, rank: int) -> Iterator[None]:
-    """The folder's lock, which rank 0 holds for all. Collective; UserError on every rank if it is another's."""
-    lock, problem = FolderLock(out, field="--out "), [None]
-    if rank == 0:
-        try:
-            lock.acquire()
-        except UserError as error:
-            problem = [str(error)]  # type: ignore[list-item]
-    if dist.is_initialized():
-        dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise UserError(problem[0])
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _ranks() -> Iterator[tuple[int, int, Callable[[], None]]]:
-    """(rank, world size, barrier). The barrier is gloo's on any device: it carries no tensor and may wait for hours."""
-    if not dist.is_initialized():
-        yield 0, 1, lambda: None
-        return
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
-    try:
-        yield dist.get_rank(), dist.get_world_size(), lambda: dist.barrier(group)
-    finally:
-        dist.destroy_process_group(group)
 
 
 def _fingerprint(backend: Backend, questions: Mapping[str, Questions], identity: Any) -> str | None:

@@ -28,11 +28,6 @@ def summarize(task: Task, predictions: Sequence[Prediction]) -> dict[str, Any]:
     }
 
 
-def same_task(entry: Mapping[str, Any], task: Task) -> bool:
-    """Whether an entry of results.json is of this task, not of another file that bore its name."""
-    return entry.get("version") == task.version
-
-
 def _baseline(task: Task, predictions: Sequence[Prediction]) -> float:
     if task.multiple_choice is not None:  # to draw an option
         return sum(1 / len(p["options"]) for p in predictions) / len(predictions)
@@ -79,6 +74,26 @@ def read_scores(out: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     if there.weights != header["weights"]:
         return {}
     return {name: entry.model_dump(exclude_unset=True) for name, entry in there.tasks.items()}
+
+
+def kept_scores(out: Path, header: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """`read_scores`, less those of a file or a library's version that bore the name of one of `tasks` before."""
+    versions = {task.name: task.version for task in tasks}
+    return {
+        name: entry
+        for name, entry in read_scores(out, header).items()
+        if name not in versions or entry.get("version") == versions[name]
+    }
+
+
+def check_smaller(out: Path, kept: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """UserError where a score of more questions would be lost. sizes: task -> the questions of the new score."""
+    for name, n in sizes.items():
+        if name in kept and kept[name]["n"] > n:
+            raise UserError(
+                f"--limit: {out / 'results.json'} holds {name}'s score of {kept[name]['n']} questions, more than the "
+                f"{n} asked for; give another --out"
+            )
 
 
 def make_header(names: Mapping[str, str | None], identity: Any, limit: int | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from neuroada.errors import UserError
 from neuroada.files import check_inside, check_schema, read_bytes, read_yaml
-from neuroada.tasks.table import TASKS, Task, get_task, is_task_file
+from neuroada.tasks.table import HARNESS, TASKS, Task, get_task, is_task_file
 
 
 def resolve_tasks(names: Iterable[str]) -> list[Task]:
@@ -25,10 +25,17 @@ def find_tasks(names: Iterable[str]) -> list[Task]:
     """The tasks called `names`, each once.
 
     A suite's name (math, commonsense) stands for its tasks that have a test, the path of a YAML file for the task that
-    it describes. UserError: an unknown name, no name at all, a task file with something wrong.
+    it describes, lm_eval:NAME for one of lm-evaluation-harness. UserError: an unknown name, no name at all, a task file
+    with something wrong.
     """
     tasks: dict[str, Task] = {}
     for name in filter(None, dict.fromkeys(name.strip() for name in names)):
+        if name.startswith(HARNESS):
+            from neuroada.evaluation.harness import load_harness_task
+
+            theirs = load_harness_task(name)
+            tasks[theirs.name] = theirs
+            continue
         if is_task_file(name):
             from neuroada.data.task_file import load_task
 

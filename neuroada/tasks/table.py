@@ -16,6 +16,9 @@ file: prompt, answer, and options, a list of strings."""
 OWN = "own"
 """The suite of tasks that a file describes (neuroada/data/task_file.py)."""
 
+HARNESS = "lm_eval:"
+"""What the name of a task of lm-evaluation-harness begins with (neuroada/evaluation/harness.py)."""
+
 
 @dataclass(frozen=True)
 class Verdict:

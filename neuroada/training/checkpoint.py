@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from neuroada import sharding
-from neuroada.config.recipe import Recipe, read_recipe
+from neuroada.config.recipe import LENGTH, Recipe, read_recipe
 from neuroada.engines import STATE, Engine, trainable_parameters
 from neuroada.errors import UserError
 from neuroada.files import (
@@ -95,9 +95,12 @@ def check_unused(recipe: Recipe) -> None:
     there = read_recipe(saved).identity() if saved.exists() else {}
     for field, mine in recipe.identity().items():
         if there and there.get(field) != mine:
+            why = ""
+            if field.removeprefix("train.") in LENGTH:
+                why = "its learning rates depend on that (a run of constant ones, without warm-up, is extended); "
             raise UserError(
                 f"output_dir = {recipe.output_dir}: holds another run: {field} is {there.get(field)!r} there and "
-                f"{mine!r} in this run; choose another output_dir, or remove that run"
+                f"{mine!r} in this run; {why}choose another output_dir, or remove that run"
             )
     if recipe.checkpoint.resume == "never" and _numbered(root):
         raise UserError(

@@ -80,6 +80,11 @@ class Trainer:
         self.load()
         first = self.resume()
         steps = total_steps(self.recipe, len(self.objective.data))
+        if first > steps:
+            raise UserError(
+                f"train.epochs, train.max_steps: {steps} steps are asked for, and {self.folder} holds a run of "
+                f"{first}; ask for at least as many, or choose another output_dir"
+            )
         describe(self.recipe, self.engine, self.method, self.model, self.objective.data, steps, first)
         if self.stop.agreed(self.engine):
             raise Preempted(f"stopped before step {first + 1} of {steps}; run the same command to go on")

@@ -73,6 +73,40 @@ def test_a_finished_run_has_nothing_left_to_do(folder: Path, fields: list[str]) 
     assert all(again[name].equal(tensor) for name, tensor in adapter.items())
 
 
+def test_an_extended_run_is_the_longer_run(fields: list[str], tmp_path: Path) -> None:
+    """To the bit; never back."""
+    common = [*fields, "optimizer.schedule=constant", "optimizer.warmup_ratio=0", "train.epochs=1"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def run(folder: Path, *more: str) -> None:
+        train(load_recipe("tiny_arithmetic", [*common, f"output_dir={folder}", *more]))
+
+    run(whole, "train.max_steps=6")
+    run(parts, "train.max_steps=2")
+    run(parts, "train.max_steps=6", "train.epochs=2")
+    first, second = (
+        [
+            (line["step"], line["loss"], line["lr"], line["grad_norm"])
+            for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        ]
+        for folder in (whole, parts)
+    )
+    assert len(first) == 6 and first == second
+    assert json.loads((parts / "run.json").read_text())["steps"] == 6
+    for file in ("adapter/adapter_model.safetensors", "checkpoints/step-000006/state.safetensors"):
+        assert (whole / file).read_bytes() == (parts / file).read_bytes()
+    with pytest.raises(UserError, match=r"4 steps are asked for, and .* holds a run of 6; ask for at least as many"):
+        run(parts, "train.max_steps=4")
+
+
+@pytest.mark.parametrize("change", ["train.max_steps=8", "train.epochs=9"])
+def test_a_run_whose_learning_rates_depend_on_its_length_is_not_extended(folder: Path, fields, change: str) -> None:
+    with pytest.raises(
+        UserError, match=r"(?s)train.\w+ is \S+ there and \S+ in this run; its learning rates depend .* is extended"
+    ):
+        train(load_recipe("tiny_arithmetic", [*fields, f"output_dir={folder}", change]))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -20,12 +20,12 @@ PAIRS = [
 ]
 
 
-def ours(tmp_path: Path, tiny: Path) -> list[float]:
+def ours(tmp_path: Path, tiny: Path, objective: str = "dpo") -> list[float]:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     recipe = load_recipe("tiny_arithmetic", [
         f"model={tiny}", "task=null", f"data.datasets=[{{path: {path}}}]", f"data_dir={tmp_path}",
-        f"output_dir={tmp_path / 'run'}", "objective={name: dpo, beta: 0.3}", "engine.name=single",
+        f"output_dir={tmp_path / 'run'}", f"objective={{name: {objective}, beta: 0.3}}", "engine.name=single",
         f"adapter.target_modules={TARGETS}", f"optimizer={{lr: {LR}, schedule: constant}}", "train.epochs=9",
         f"train.max_steps={STEPS}", f"train.global_batch_size={BATCH}", "train.micro_batch_size=2", "train.seed=7",
     ])  # fmt: skip
