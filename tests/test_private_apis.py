@@ -49,6 +49,10 @@ PRIVATE = {
     "peft.tuners.tuners_utils.BaseTuner._replace_module": ("adapter/model.py", "as above; a classifier has no weight"),
     "peft.tuners.tuners_utils.BaseTuner._prepare_model": ("adapter/model.py", "checks before a layer is replaced"),
     "peft.tuners.tuners_utils.BaseTuner._get_adapter_state_dict": ("adapter/model.py", "what an adapter's file holds"),
+    "peft.tuners.tuners_utils.BaseTuner._remap_adapter_state_dict_for_load": (
+        "adapter/model.py",
+        "an adapter's tensors before PEFT copies them into the model: where a damaged file is refused",
+    ),
     "peft.tuners.tuners_utils.BaseTunerLayer._disable_adapters": (
         "hf/adapters_off.py",
         "the layers' flag alone; the public switch also turns requires_grad off, under the engines' gradient hooks",
