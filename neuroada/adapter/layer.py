@@ -123,19 +123,21 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             return self.base.join_rows(read_entries(weight, unpack_indices(idx)))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # Decoding comes here for every layer of every token, where torch's look-up by attribute counts.
+        modules: Any = self._modules
+        base_layer, deltas = modules["base_layer"], modules["neuroada_delta"]._modules
         mixture = mixed.current() if mixed.passes else None
-        if self.disable_adapters or (mixture is None and self.merged_adapters):
-            return self.base_layer(x, *args, **kwargs)
-        carried = self.neuroada_delta._keys
-        active = [name for name in self.active_adapters if name in carried] if mixture is None else mixture.of(carried)
+        if self._disable_adapters or (mixture is None and self.merged_adapters):
+            return base_layer(x, *args, **kwargs)
+        active = [name for name in self.active_adapters if name in deltas] if mixture is None else mixture.of(deltas)
         if not active:
-            return self.base_layer(x, *args, **kwargs)
+            return base_layer(x, *args, **kwargs)
         if self.unselected:
             self._check_selected(active)
-        if self._offloaded(active) or has_hooks(self.base_layer):
+        if has_hooks(base_layer) or any("_hf_hook" in deltas[name].__dict__ for name in active):
             holders = [part.holder(name) for name in active for part in (self.neuroada_idx, self.neuroada_delta)]
             with brought(*holders):
-                return call_with_hooks(self.base_layer, lambda x: self._adapted(x, active, mixture), x)
+                return call_with_hooks(base_layer, lambda x: self._adapted(x, active, mixture), x)
         return self._adapted(x, active, mixture)
 
     def _check_selected(self, adapters: list[str]) -> None:
@@ -149,10 +151,6 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                         f"select_by_gradient (selection = gradient), or start a new one with base_fingerprint = None"
                     )
                 self.unselected.discard(adapter)
-
-    def _offloaded(self, adapters: list[str]) -> bool:
-        holders = self.neuroada_delta._modules
-        return any("_hf_hook" in holders[adapter].__dict__ for adapter in adapters)
 
     def _adapted(self, x: torch.Tensor, adapters: list[str], mixture: "mixed.Mixture | None") -> torch.Tensor:
         if mixture is not None:
