@@ -3,12 +3,13 @@
     python benchmarks/serving.py --model models/smollm2-135m --threads 2
 
 mixed: a batch of `--rows` prompts for 8 adapters, as a multiple of the same batch for one adapter. swap: another
-adapter's file in the place of a loaded one. decode: tokens/s of greedy decoding for one sequence, the prompt's own pass
-left out, with the adapter active and unmerged. Base, NeuroAda and LoRA take turns; medians of the ratios within a turn.
-LoRA has the rank that trains as many parameters.
+adapter's file in the place of a loaded one; the same for one layer of LLaMA-7B's shapes. decode: tokens/s of greedy
+decoding for one sequence, the prompt's own pass left out, with the adapter active and unmerged. Base, NeuroAda and LoRA
+take turns; medians of the ratios within a turn. LoRA has the rank that trains as many parameters.
 """
 
 import argparse
+import copy
 import os
 import random
 import statistics
@@ -23,7 +24,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter as swap_lora
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from neuroada import NeuroAdaConfig, hotswap_adapter
 
@@ -45,8 +46,8 @@ def configurations(base: nn.Module, k: int) -> dict[str, NeuroAdaConfig | LoraCo
     }
 
 
-def tuned(args: argparse.Namespace, config: NeuroAdaConfig | LoraConfig, adapters: list[str]) -> PeftModel:
-    model = get_peft_model(load(args), config, adapter_name=adapters[0])
+def tuned(base: nn.Module, config: NeuroAdaConfig | LoraConfig, adapters: list[str]) -> PeftModel:
+    model = get_peft_model(base, config, adapter_name=adapters[0])
     for name in adapters[1:]:
         model.add_adapter(name, config)
     for name, param in model.named_parameters():
@@ -96,6 +97,24 @@ def swap_seconds(model: PeftModel, folder: Path, swap: Callable[..., None]) -> f
     return time.perf_counter() - start
 
 
+def swap(models: dict[str, PeftModel], turns: int) -> dict[str, float]:
+    """Method -> median milliseconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, model in models.items():
+            model.save_pretrained(Path(folder) / name, selected_adapters=[ADAPTERS[1]])
+        files = {name: Path(folder) / name / ADAPTERS[1] for name in models}
+        swaps = {"neuroada": hotswap_adapter, "lora": swap_lora}
+        runs = {name: lambda n=name: swap_seconds(models[n], files[n], swaps[n]) for name in models}
+        found = take_turns(runs, turns)
+    return {name: 1e3 * statistics.median(seconds) for name, seconds in found.items()}
+
+
+def llama_layer(dtype: torch.dtype) -> nn.Module:
+    """One layer of LLaMA-7B's shapes."""
+    sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_hidden_layers": 1}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, **sizes)).to(dtype)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/smollm2-135m")
@@ -109,7 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     base = load(args)
-    models = {name: tuned(args, config, ADAPTERS) for name, config in configurations(base, args.k).items()}
+    models = {name: tuned(load(args), config, ADAPTERS) for name, config in configurations(base, args.k).items()}
     print(f"{args.model}, {args.dtype}, k = {args.k}, {args.threads} thread(s), load {os.getloadavg()[0]:.1f}")
 
     one = torch.randint(0, 1000, (1, args.length))
@@ -128,14 +147,13 @@ def main() -> None:
         print(f"mixed / alone, {name}: {ratio(found, f'{name} mixed', f'{name} alone'):.2f}")
     print(f"mixed, neuroada / lora: {ratio(found, 'neuroada mixed', 'lora mixed'):.2f}")
 
-    with tempfile.TemporaryDirectory() as folder:
-        for name, model in models.items():
-            model.save_pretrained(Path(folder) / name, selected_adapters=[ADAPTERS[1]])
-        files = {name: Path(folder) / name / ADAPTERS[1] for name in models}
-        swaps = {"neuroada": hotswap_adapter, "lora": swap_lora}
-        runs = {name: lambda n=name: swap_seconds(models[n], files[n], swaps[n]) for name in models}
-        found = take_turns(runs, args.turns)
-    print("swap:", ", ".join(f"{name} {1e3 * statistics.median(found[name]):.0f} ms" for name in found))
+    print("swap:", ", ".join(f"{name} {took:.0f} ms" for name, took in swap(models, args.turns).items()))
+    del models, base
+    layer = llama_layer(torch.bfloat16)
+    layers = {name: tuned(copy.deepcopy(layer), config, ADAPTERS[:2])
+              for name, config in configurations(layer, args.k).items()}  # fmt: skip
+    told = ", ".join(f"{name} {took:.1f} ms" for name, took in swap(layers, args.turns).items())
+    print(f"swap, one layer of LLaMA-7B's shapes, bfloat16 (x 32): {told}")
 
 
 if __name__ == "__main__":

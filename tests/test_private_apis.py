@@ -61,6 +61,10 @@ PRIVATE = {
         "hf/quantizer.py",
         "the hook of model.dequantize()",
     ),
+    "peft.tuners.tuners_utils.BaseTuner._remap_adapter_state_dict_for_load": (
+        "adapter/model.py",
+        "an adapter's tensors before PEFT copies them into the model: where a damaged file is refused",
+    ),
     "peft.tuners.tuners_utils.BaseTunerLayer._disable_adapters": (
         "hf/adapters_off.py",
         "the layers' flag alone; the public switch also turns requires_grad off, under the engines' gradient hooks",

@@ -6,7 +6,6 @@ here; everything in PEFT that looks a method up reads them (peft 0.21).
 
 from typing import Any
 
-import peft.utils.transformers_weight_conversion as conversion
 from peft.mapping import (
     PEFT_TYPE_TO_CONFIG_MAPPING,
     PEFT_TYPE_TO_PREFIX_MAPPING,
@@ -14,6 +13,7 @@ from peft.mapping import (
 )
 
 from neuroada.adapter import foreign_weight as foreign_weight
+from neuroada.adapter import transformers_loading
 from neuroada.adapter.config import NeuroAdaConfig, NeuroAdaType
 from neuroada.adapter.gradient_selection import select_by_gradient
 from neuroada.adapter.hotswap import hotswap_adapter
@@ -28,22 +28,6 @@ _TABLES: list[tuple[dict[Any, Any], Any]] = [
 for table, entry in _TABLES:
     table[NeuroAdaType.NEUROADA] = entry
 
-_build_peft_weight_mapping = conversion.build_peft_weight_mapping
-
-
-def _build_weight_mapping(weight_conversions: Any, adapter_name: str, peft_config: Any = None) -> Any:
-    """transformers' own loading of an adapter puts its name at the end of a key; ours is followed by `.weight`."""
-    mapping = _build_peft_weight_mapping(weight_conversions, adapter_name, peft_config=peft_config)
-    if getattr(peft_config, "peft_type", None) == NeuroAdaType.NEUROADA:
-        from transformers.core_model_loading import WeightRenaming
-
-        theirs, ours = r"(neuroada_[^\.]*)", rf"\1.{adapter_name}.weight"
-        mapping = [
-            WeightRenaming(theirs, ours) if renaming.source_patterns == [theirs] else renaming for renaming in mapping
-        ]
-    return mapping
-
-
-conversion.build_peft_weight_mapping = _build_weight_mapping
+transformers_loading.register()
 
 __all__ = ["NeuroAdaConfig", "NeuroAdaLinear", "NeuroAdaModel", "hotswap_adapter", "select_by_gradient"]

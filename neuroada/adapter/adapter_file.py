@@ -96,14 +96,14 @@ def read_adapter(folder: Path) -> AdapterFile:
         module, _, kind = name.rpartition(".")
         if kind == "neuroada_idx":
             delta = tensors.get(f"{PREFIX}{module}.neuroada_delta")
-            _check_pair(path, module, value, delta, k_of(module, config.k, config.k_pattern))
+            check_pair(path, module, value, delta, k_of(module, config.k, config.k_pattern))
             assert delta is not None
             found.connections[module] = value, delta
         elif kind == "neuroada_delta":
             if f"{PREFIX}{module}.neuroada_idx" not in tensors:
                 raise UserError(f"{path}: {module} has deltas and no indices; {AGAIN}")
         else:
-            _check_finite(path, name, value)
+            check_finite_values(path, name, value)
             found.whole[name] = value
     _check_modules(path, found)
     if config.connections_sha256 is None:
@@ -150,10 +150,11 @@ def check_finite(folder: Path) -> None:
     """UserError where a floating-point tensor of an adapter's file, of any method, is NaN or infinite."""
     path = folder / TENSORS_FILE
     for name, value in load_tensors(path, AGAIN)[0].items():
-        _check_finite(path, name, value)
+        check_finite_values(path, name, value)
 
 
-def _check_pair(path: Path, module: str, idx: torch.Tensor, delta: torch.Tensor | None, k: int) -> None:
+def check_pair(path: Path | str, module: str, idx: torch.Tensor, delta: torch.Tensor | None, k: int) -> None:
+    """A module's idx [*neurons, 2k] uint8 and delta [*neurons, k] fp32, finite, no connection twice. UserError."""
     if delta is None:
         raise UserError(f"{path}: {module} has indices and no deltas; {AGAIN}")
     if idx.dtype != torch.uint8 or idx.ndim not in (2, 3) or idx.shape[-1] != 2 * k or not idx.numel():
@@ -161,13 +162,14 @@ def _check_pair(path: Path, module: str, idx: torch.Tensor, delta: torch.Tensor 
     if delta.dtype != torch.float32 or delta.shape != (*idx.shape[:-1], k):
         expected = [*idx.shape[:-1], k]
         raise UserError(f"{path}: {module} has deltas {_kind(delta)}, expected {expected} float32; {AGAIN}")
-    _check_finite(path, f"{module}.neuroada_delta", delta)
+    check_finite_values(path, f"{module}.neuroada_delta", delta)
     columns = unpack_indices(idx).sort(dim=-1).values
     if k > 1 and bool((columns[..., 1:] == columns[..., :-1]).any()):
         raise UserError(f"{path}: {module} has a connection twice in one row; {AGAIN}")
 
 
-def _check_finite(path: Path, name: str, value: torch.Tensor) -> None:
+def check_finite_values(path: Path | str, name: str, value: torch.Tensor) -> None:
+    """UserError where a floating-point tensor is NaN or infinite."""
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise UserError(f"{path}: {name} holds NaN or infinity: its training diverged, or the file is damaged; {AGAIN}")
 

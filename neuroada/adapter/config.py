@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, get_args
 
 from peft import PeftConfig
 
+from neuroada.adapter.card import write_note
 from neuroada.adapter.neurons import NeuronChoice
 from neuroada.adapter.selection import Selection
 from neuroada.errors import UserError
@@ -131,4 +133,6 @@ class NeuroAdaConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         super().save_pretrained(save_directory, **kwargs)
+        if self.trained_on or self.saved_sha256:  # an adapter is being saved, not a configuration alone
+            write_note(Path(save_directory))
         self.trained_on = self.saved_sha256 = None

@@ -108,7 +108,7 @@ class NeuroAdaExpertsWeight(NeuroAdaLinear):
         if active is None:
             return experts_linear(x, counts, self.base.stored, None, None, self.base.format, self.base.neurons[1])
         with brought(self.neuroada_idx.holder(active), self.neuroada_delta.holder(active)):
-            idx, delta = self._params(active)
+            idx, delta = self.params(active)
             return experts_linear(x, counts, self.base.stored, idx, delta, self.base.format, self.base.neurons[1])
 
     def active_in_pass(self) -> str | None:

@@ -7,13 +7,13 @@ from peft import PeftConfig, PeftModel
 from peft.utils import load_peft_weights
 
 from neuroada import sharding
+from neuroada.adapter.adapter_file import PREFIX, check_finite_values, check_pair
 from neuroada.adapter.config import NeuroAdaType
 from neuroada.adapter.fingerprint import checksum
-from neuroada.adapter.model import NeuroAdaModel, note_fingerprint
+from neuroada.adapter.loaded import check_sha256, note_fingerprint
+from neuroada.adapter.model import NeuroAdaModel
 from neuroada.errors import UserError
 from neuroada.ops import read_entries, unpack_indices
-
-PREFIX = "base_model.model."
 
 
 def hotswap_adapter(
@@ -35,20 +35,26 @@ def hotswap_adapter(
     if any(layer.merged for layer in layers):
         raise UserError(f"adapter_name = {adapter_name!r}: is merged; call unmerge_adapter first")
     tensors = load_peft_weights(path, device=torch_device or "cpu", **kwargs)
+    given = dict(tensors)
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for layer in layers:
         idx, delta = (tensors.pop(f"{PREFIX}{layer.name}.neuroada_{kind}", None) for kind in ("idx", "delta"))
         if idx is None or delta is None or idx.shape != layer.neuroada_idx[adapter_name].shape:
-            given = "none" if idx is None else f"{idx.shape[1] // 2}"
+            theirs = "none" if idx is None else f"{idx.shape[1] // 2}"
             raise UserError(
-                f"{path}: its connections for {layer.name} are {given} of a neuron, those of {adapter_name!r} "
+                f"{path}: its connections for {layer.name} are {theirs} of a neuron, those of {adapter_name!r} "
                 f"{layer.neuroada_idx[adapter_name].shape[1] // 2}; load it as an adapter of its own"
             )
+        if config.connections_sha256 is None:  # what is as it was saved has not to be sorted
+            check_pair(path, layer.name, idx, delta.float() if delta.is_floating_point() else delta, idx.shape[-1] // 2)
+        check_finite_values(path, f"{layer.name}.neuroada_delta", delta)
         if int(unpack_indices(idx).max()) >= layer.in_features or not sharding.is_whole(layer.base.stored):
             raise UserError(f"{path}: does not fit {layer.name}, of {layer.in_features} inputs, or that is sharded")
         found[layer.name] = idx, delta
     if tensors:
         raise UserError(f"{path}: holds {min(tensors)}, which {adapter_name!r} lacks; load it as an adapter of its own")
+    if config.connections_sha256 is not None:
+        check_sha256(path, {config.connections_sha256}, adapter_name, given)
     by_name = sorted(layers, key=lambda layer: layer.name)
     base = ((layer.name, found[layer.name][0], _base_entries(layer, found[layer.name][0])) for layer in by_name)
     fingerprint = checksum(base)

@@ -88,10 +88,10 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 delta.normal_()
             self.neuroada_idx[adapter] = nn.Parameter(idx, requires_grad=False)
             self.neuroada_delta[adapter] = nn.Parameter(delta)
-            sharding.adopt(self, weight, self._params(adapter))
+            sharding.adopt(self, weight, self.params(adapter))
         self.unselected.add(adapter)
         self.freeze_neurons(adapter, config)
-        loading = config.base_fingerprint is not None or self._params(adapter)[0].is_meta
+        loading = config.base_fingerprint is not None or self.params(adapter)[0].is_meta
         if not loading and config.selection != "gradient":
             self.select(adapter, config)
 
@@ -122,14 +122,14 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         """Store `rows` of the indices, [rows, k] int64; `weight` holds those rows of the base, [rows, in]."""
         if not torch.isfinite(read_entries(weight, idx)).all():
             raise UserError(f"{self.name}.weight holds values that are not finite: the base checkpoint is damaged")
-        self.base.write_beside(self._params(adapter)[0], rows, pack_indices(idx))
+        self.base.write_beside(self.params(adapter)[0], rows, pack_indices(idx))
         self.unselected.discard(adapter)
 
     def is_selected(self, adapter: str) -> bool:
         """Whether the adapter's connections were chosen or loaded, by whatever way. Collective if sharded, at most
         once for an adapter."""
-        if adapter in self.unselected and not self._params(adapter)[0].is_meta:
-            with sharding.own_rows(self._params(adapter)[0]) as (_, idx):
+        if adapter in self.unselected and not self.params(adapter)[0].is_meta:
+            with sharding.own_rows(self.params(adapter)[0]) as (_, idx):
                 chosen = not len(idx) or bool((idx != UNSELECTED).any())
             if chosen:
                 self.unselected.discard(adapter)
@@ -137,40 +137,38 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def base_values(self, adapter: str) -> torch.Tensor:
         """The base's values at the adapter's connections, [out_features, k], on every rank. Collective if sharded."""
-        with self._base_rows() as (_, weight), self.base.beside(self._params(adapter)[0]) as (_, idx):
+        with self._base_rows() as (_, weight), self.base.beside(self.params(adapter)[0]) as (_, idx):
             return self.base.join_rows(read_entries(weight, unpack_indices(idx)))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # Decoding comes here for every layer of every token, where torch's look-up by attribute counts.
+        modules: Any = self._modules
+        base_layer, deltas = modules["base_layer"], modules["neuroada_delta"]._modules
         mixture = mixed.current() if mixed.passes else None
-        if self.disable_adapters or (mixture is None and self.merged_adapters):
-            return self.base_layer(x, *args, **kwargs)
-        carried = self.neuroada_delta._keys
-        active = [name for name in self.active_adapters if name in carried] if mixture is None else mixture.of(carried)
+        if self._disable_adapters or (mixture is None and self.merged_adapters):
+            return base_layer(x, *args, **kwargs)
+        active = [name for name in self.active_adapters if name in deltas] if mixture is None else mixture.of(deltas)
         if not active:
-            return self.base_layer(x, *args, **kwargs)
+            return base_layer(x, *args, **kwargs)
         if self.unselected:
             self._check_selected(active)
-        if self._offloaded(active) or has_hooks(self.base_layer):
+        if has_hooks(base_layer) or any("_hf_hook" in deltas[name].__dict__ for name in active):
             holders = [part.holder(name) for name in active for part in (self.neuroada_idx, self.neuroada_delta)]
             with brought(*holders):
-                return call_with_hooks(self.base_layer, lambda x: self._adapted(x, active, mixture), x)
+                return call_with_hooks(base_layer, lambda x: self._adapted(x, active, mixture), x)
         return self._adapted(x, active, mixture)
 
     def _check_selected(self, adapters: list[str]) -> None:
         # In a pass an engine has gathered the indices: each rank looks at its own, and finds the same.
         for adapter in adapters:
             if adapter in self.unselected:
-                idx = self._params(adapter)[0]
+                idx = self.params(adapter)[0]
                 if idx.is_meta or not (idx != UNSELECTED).any():
                     raise UserError(
                         f"adapter {adapter!r} has no connections in {self.name} yet: load its file, call "
                         f"select_by_gradient (selection = gradient), or start a new one with base_fingerprint = None"
                     )
                 self.unselected.discard(adapter)
-
-    def _offloaded(self, adapters: list[str]) -> bool:
-        holders = self.neuroada_delta._modules
-        return any("_hf_hook" in holders[adapter].__dict__ for adapter in adapters)
 
     def _adapted(self, x: torch.Tensor, adapters: list[str], mixture: "mixed.Mixture | None") -> torch.Tensor:
         if mixture is not None:
@@ -279,7 +277,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def get_delta_weight(self, adapter: str) -> torch.Tensor:
         """The adapter's change as a dense matrix [out, in], fp32. Not for sharded weights."""
-        idx, delta = self._params(adapter)
+        idx, delta = self.params(adapter)
         dense = torch.zeros(self.out_features, self.in_features, dtype=delta.dtype, device=delta.device)
         return dense.scatter_(1, unpack_indices(idx), delta.detach())
 
@@ -299,18 +297,19 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         # PEFT's, after low_cpu_mem_usage, casts to the weight's dtype too; deltas stay as precise as they were saved.
         with brought(self.base_layer):
             device = device or self.base.stored.device
-        for param in self._params(adapter_name):
+        for param in self.params(adapter_name):
             if not param.is_meta and device.type != "meta":
                 param.data = param.data.to(device)
 
-    def _params(self, adapter: str) -> list[nn.Parameter]:
+    def params(self, adapter: str) -> list[nn.Parameter]:
+        """The adapter's idx and delta."""
         return [self.neuroada_idx[adapter], self.neuroada_delta[adapter]]
 
     def _own_connections(self, adapters: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """idx [rows, k] int64 and delta [rows, k] of the rows this rank works on, of all the adapters side by side."""
         indices, deltas = [], []
         for adapter in adapters:
-            idx_bytes, delta = self._params(adapter)
+            idx_bytes, delta = self.params(adapter)
             with self.base.beside(idx_bytes) as (_, i), self.base.beside(delta) as (_, d):
                 indices.append(unpack_indices(i))
                 deltas.append(d.detach().clone())
@@ -326,20 +325,28 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 write_entries(weight, idx, self._replaced.to(weight))
             yield rows, weight
 
+    def check_fits(self, adapter: str, idx_bytes: torch.Tensor) -> None:
+        """UserError where indices [out, 2k] uint8 of a file are those of a weight of another size."""
+        idx = unpack_indices(idx_bytes)
+        expected = (*self.base.neurons, sharding.shape(self.params(adapter)[0])[-1] // 2)
+        if idx.shape != expected or int(idx.max()) >= self.in_features:
+            raise UserError(
+                f"adapter {adapter!r} does not fit the base model: {self.name} is {self.out_features} x "
+                f"{self.in_features}, the adapter's indices are {tuple(idx.shape)} up to {int(idx.max())}"
+            )
+
     def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *args: Any) -> None:
         for adapter in self.neuroada_idx:
             loaded = state_dict.get(f"{prefix}neuroada_idx.{adapter}.weight")
             if loaded is None:
                 continue
-            idx = unpack_indices(loaded)
-            expected = (*self.base.neurons, sharding.shape(self._params(adapter)[0])[-1] // 2)
-            if idx.shape != expected or int(idx.max()) >= self.in_features:
-                raise UserError(
-                    f"adapter {adapter!r} does not fit the base model: {self.name} is {self.out_features} x "
-                    f"{self.in_features}, the adapter's indices are {tuple(idx.shape)} up to {int(idx.max())}"
-                )
+            self.check_fits(adapter, loaded)
             self.unselected.discard(adapter)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def __repr__(self) -> str:
         return "neuroada." + super().__repr__()
+
+
+def neuroada_layers(model: nn.Module) -> list[NeuroAdaLinear]:
+    return [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from neuroada.adapter.adapter_file import AGAIN, PREFIX, TENSORS_FILE, check_finite, read_adapter, read_config
-from neuroada.adapter.model import neuroada_layers
+from neuroada.adapter.layer import neuroada_layers
 from neuroada.errors import UserError
 from neuroada.files import read_header
 

@@ -21,9 +21,10 @@ from neuroada.adapter.adapter_file import sha256_of
 from neuroada.adapter.combine import add_weighted_adapter
 from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.default_targets import TARGET_MODULES, TARGET_PARAMETERS
-from neuroada.adapter.experts import NeuroAdaExperts, NeuroAdaExpertsWeight
+from neuroada.adapter.experts import NeuroAdaExperts
 from neuroada.adapter.fingerprint import fingerprint
-from neuroada.adapter.layer import UNSELECTED, NeuroAdaLinear
+from neuroada.adapter.layer import UNSELECTED, NeuroAdaLinear, neuroada_layers
+from neuroada.adapter.loaded import check_fingerprint, check_tensors, discard, note_fingerprint
 from neuroada.errors import UserError
 from neuroada.quantised import QuantisedLinear, declare_dense
 
@@ -66,7 +67,7 @@ class NeuroAdaModel(BaseTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except BaseException:
-            self._discard(model, adapter_name)
+            discard(model, self.peft_config, adapter_name)
             raise
         self.record_fingerprint(adapter_name)
 
@@ -80,24 +81,6 @@ class NeuroAdaModel(BaseTuner):
             note_fingerprint(layers, adapter, fingerprint(layers, adapter))
             for layer in layers:
                 layer.keep_copy(adapter)
-
-    def _discard(self, model: nn.Module, adapter: str) -> None:
-        """Leave nothing of an adapter whose attaching or loading was refused."""
-        self.peft_config.pop(adapter, None)
-        for name, layer in list(model.named_modules()):
-            if isinstance(layer, NeuroAdaExperts):
-                if layer.discard(adapter):
-                    parent, _, child = name.rpartition(".")
-                    setattr(model.get_submodule(parent), child, layer.base_layer)
-            elif isinstance(layer, NeuroAdaLinear) and not isinstance(layer, NeuroAdaExpertsWeight):
-                if adapter in layer.neuroada_idx:
-                    layer.delete_adapter(adapter)
-                if not layer.neuroada_idx:
-                    parent, _, child = name.rpartition(".")
-                    setattr(model.get_submodule(parent), child, layer.base_layer)
-        for module in model.modules():
-            if isinstance(module, AuxiliaryTrainingWrapper) and adapter in module._adapters:
-                module.delete_adapter(adapter, new_active_adapters=None)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Refuse targets that match nothing before any layer is replaced."""
@@ -267,21 +250,23 @@ class NeuroAdaModel(BaseTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Deltas are fp32, asked or not: a small one would vanish beside a bf16 weight, and in bf16 moments."""
 
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """By the names of the model's parameters, which PEFT loads next: checked here, before anything is written."""
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_tensors(model, cast(NeuroAdaConfig, config), adapter_name, found)
+        return found
+
     def _check_fingerprints(self, _: Any) -> None:
         """After a file was loaded: refuse an adapter that was trained on other base weights."""
-        for adapter, peft_config in list(self.peft_config.items()):
-            config, layers = cast(NeuroAdaConfig, peft_config), self.adapted_layers(adapter)
-            if not layers or not all(layer.is_known(adapter) for layer in layers):
-                continue
-            found, expected = fingerprint(layers, adapter), config.base_fingerprint
-            if expected not in (None, found):
-                self._discard(self.model, adapter)
-                raise UserError(
-                    f"adapter {adapter!r} was trained on other base weights (base_fingerprint {expected}, here "
-                    f"{found}): load it over the base model it names, or set base_fingerprint to null in its "
-                    f"adapter_config.json"
-                )
-            note_fingerprint(layers, adapter, found)
+        for adapter, config in list(self.peft_config.items()):
+            try:
+                check_fingerprint(self.adapted_layers(adapter), adapter, cast(NeuroAdaConfig, config))
+            except UserError:
+                discard(self.model, self.peft_config, adapter)
+                raise
 
 
 def _include_quantised(config: NeuroAdaConfig, model: nn.Module) -> None:
@@ -291,15 +276,6 @@ def _include_quantised(config: NeuroAdaConfig, model: nn.Module) -> None:
         _maybe_include_all_linear_layers(config, model)
         quantised = {name for name in quantised if not name.endswith(".base_layer")}
         config.target_modules = sorted(quantised.union(config.target_modules or ()))
-
-
-def note_fingerprint(layers: list[NeuroAdaLinear], adapter: str, found: str) -> None:
-    for layer in layers:
-        layer.trained_on[adapter] = found
-
-
-def neuroada_layers(model: nn.Module) -> list[NeuroAdaLinear]:
-    return [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
 
 
 def _named_layers(model: nn.Module) -> list[tuple[str, NeuroAdaLinear]]:

@@ -12,7 +12,8 @@ from neuroada import sharding
 from neuroada.adapter.adapter_file import sha256_of
 from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.fingerprint import fingerprint
-from neuroada.adapter.model import NeuroAdaModel, neuroada_layers
+from neuroada.adapter.layer import neuroada_layers
+from neuroada.adapter.model import NeuroAdaModel
 from neuroada.errors import UserError
 from neuroada.files import save_tensors
 

@@ -5,15 +5,18 @@ import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from streaming_models import TARGETS, save_adapter, save_base
+from streaming_models import TARGETS, adapted, save_adapter, save_base
 from transformers import AutoModelForCausalLM
 
+from neuroada import hotswap_adapter
 from neuroada.adapter.adapter_file import check_finite, read_adapter, read_config
 from neuroada.adapter.load import check_loaded
 from neuroada.adapter.saved import save_adapter as ours
 from neuroada.errors import UserError
+
+IDS = torch.randint(0, 128, (2, 8), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -176,16 +179,99 @@ def test_a_file_without_the_checksum_is_read_with_a_warning(adapter):
         read_adapter(adapter)
 
 
+def by_peft(base, adapter):
+    return PeftModel.from_pretrained(base, str(adapter))
+
+
+def by_transformers(base, adapter):
+    base.load_adapter(str(adapter))
+    return base
+
+
+@pytest.mark.parametrize("into", [by_peft, by_transformers])
+def test_peft_and_transformers_refuse_them_too(base, saved, tmp_path, into):
+    """In one line, and nothing of the adapter stays: the model can be adapted again."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    names = [name for name, _ in model.named_modules()]
+    before = model(input_ids=IDS).logits
+    for name, (edit_tensors, _) in CHANGES.items():
+        folder = shutil.copytree(saved, tmp_path / name)
+        change(folder, edit_tensors)
+        if name == "no prefix":  # a tensor that is nobody's, as a base model's own beside the adapter is
+            continue
+        if name == "wide indices" and into is by_transformers:  # which makes the very same bytes of them
+            continue
+        if name not in ("bf16 deltas", "integer deltas", "a flipped bit"):  # which the checksum alone tells
+            edit(folder, connections_sha256=None)
+        if name in ("a flipped index", "one layer only", "neither"):
+            edit(folder, connections_sha256="0")
+        message = told(into, model, folder)
+        assert "adapter 'default'" in message, name
+        assert [name for name, _ in model.named_modules()] == names and not hasattr(model, "peft_config"), name
+        assert model(input_ids=IDS).logits.equal(before)
+    assert into(model, saved)(input_ids=IDS).logits.equal(load(base, saved)(input_ids=IDS).logits)
+
+
+def test_a_refused_adapter_leaves_the_others(base, saved, adapter):
+    model = load(base, saved)
+    before = model(input_ids=IDS).logits
+    change(adapter, CHANGES["nan"][0])
+    for name in ("second", "default"):  # a new one, and a new file into one that is there
+        assert "NaN" in told(model.load_adapter, str(adapter), name)
+    assert [*model.peft_config] == ["default"] and model(input_ids=IDS).logits.equal(before)
+    assert "NaN" in told(hotswap_adapter, model, str(adapter), "default")
+    change(adapter, lambda t: t.update(load_file(saved / "adapter_model.safetensors")))
+    change(adapter, CHANGES["a flipped bit"][0])
+    assert "connections_sha256" in told(hotswap_adapter, model, str(adapter), "default")
+    assert model(input_ids=IDS).logits.equal(before)
+
+
+def test_what_is_legal_is_loaded(base, saved, adapter, tmp_path):
+    model = load(base, saved)
+    model.half().save_pretrained(tmp_path / "half")  # deltas of the dtype that the user has cast them to
+    for into in (by_peft, by_transformers):
+        found = into(AutoModelForCausalLM.from_pretrained(base), tmp_path / "half")
+        assert {param.dtype for name, param in found.named_parameters() if "neuroada_delta" in name} == {torch.float32}
+    edit(adapter, connections_sha256=None)
+    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter, low_cpu_mem_usage=True)
+    assert whole(input_ids=IDS).logits.equal(load(base, saved)(input_ids=IDS).logits)
+    edit(adapter, base_fingerprint=None)
+    load(base, adapter)
+    # values of another file for an adapter that is there, as a trainer's checkpoint
+    other = adapted(base)
+    for name, param in other.named_parameters():
+        if "neuroada_delta" in name:
+            param.data += 1
+    other.save_pretrained(tmp_path / "other")
+    model = load(base, saved)
+    model.load_adapter(str(tmp_path / "other"), "default", is_trainable=True)
+    assert model(input_ids=IDS).logits.equal(other(input_ids=IDS).logits)
+    # an adapter that was changed in memory, copied under another name
+    state = get_peft_model_state_dict(model)
+    model.add_adapter("twin", model.peft_config["default"])
+    set_peft_model_state_dict(model, state, "twin")
+    model.set_adapter("twin")
+    assert model(input_ids=IDS).logits.equal(other(input_ids=IDS).logits)
+
+
+def test_transformers_refuses_an_adapter_of_other_weights(base, saved):
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.model.layers[1].self_attn.q_proj.weight.data += 1
+    assert "trained on other base weights" in told(model.load_adapter, str(saved))
+    assert not hasattr(model, "peft_config")
+
+
 def load(base, adapter):
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(adapter))
 
 
 def test_a_model_tells_which_tensors_its_adapters_file_lacks(base, adapter):
-    check_loaded(load(base, adapter), adapter)
+    model = load(base, adapter)
+    check_loaded(model, adapter)
     change(adapter, lambda t: [t.pop(key) for key in list(t) if ".layers.1." in key])
     edit(adapter, connections_sha256=None)  # nothing but the model knows how many layers there are
-    model = load(base, adapter)
-    assert "lacks the connections of 3 modules" in told(check_loaded, model, adapter)
+    assert "lacks 6 of the adapter's tensors" in told(check_loaded, model, adapter)
+    assert "lacks the connections of 3 of 6 modules" in told(load, base, adapter)
 
 
 def test_other_methods_adapters_are_checked_too(base, tmp_path):

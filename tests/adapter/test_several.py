@@ -248,3 +248,34 @@ def test_half_deepcopy_and_token_indices(base) -> None:
     change(twin, 5)
     assert not logits(twin).equal(logits(model))
     torch.testing.assert_close(logits(twin.half()).float(), logits(twin.float()), rtol=1e-2, atol=1e-2)
+
+
+def test_a_hundred_adapters_in_memory(base, monkeypatch) -> None:
+    """Six bytes a connection each beside one base, switched without a file, a copy or a write to a weight."""
+    config = NeuroAdaConfig(k=4, target_modules=ATTENTION, selection="random")
+    before = sum(param.nbytes for param in base.parameters())
+    untouched = copy.deepcopy(base)
+    model = get_peft_model(base, config, adapter_name="0").eval()
+    for number in range(1, 100):
+        model.add_adapter(str(number), config)
+    change(model)
+    weights = [layer.base.stored for layer in model.base_model.adapted_layers("0")]
+    neurons = sum(len(weight) for weight in weights)
+    assert sum(param.nbytes for param in model.parameters()) == before + 100 * 6 * 4 * neurons
+    assert not list(model.buffers()) or sum(buffer.nbytes for buffer in model.buffers()) < 1000
+    places = [(weight.data_ptr(), weight._version) for weight in weights]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a file was opened")
+
+    with monkeypatch.context() as patch:
+        for name in ("builtins.open", "safetensors.safe_open", "safetensors.torch.load_file"):
+            patch.setattr(name, refuse)
+        found = {}
+        for number in (0, 57, 99, 57):
+            model.set_adapter(str(number))
+            found[number] = logits(model)
+    assert [(weight.data_ptr(), weight._version) for weight in weights] == places
+    for number, value in found.items():
+        torch.testing.assert_close(value, logits(dense(untouched, model, {str(number): 1})), rtol=1e-5, atol=1e-5)
+    assert not found[0].equal(found[57])

@@ -1,6 +1,8 @@
 """What transformers does with adapters, with NeuroAda's: its own loading, pipelines, and the Trainer."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,32 @@ def test_transformers_own_adding(tiny: Path, tmp_path: Path) -> None:
     assert logits(AutoModelForCausalLM.from_pretrained(tmp_path)).equal(expected)
     model.disable_adapters()
     assert logits(model).equal(logits(AutoModelForCausalLM.from_pretrained(tiny)))
+
+
+def test_a_saved_adapter_says_what_to_import(tiny: Path, tmp_path: Path) -> None:
+    """First of all, by PEFT's saving and by transformers'; written twice it is there once, and a foreign card stays."""
+    model = tuned(tiny)
+    model.save_pretrained(tmp_path / "peft")
+    model.save_pretrained(tmp_path / "peft")
+    plain = AutoModelForCausalLM.from_pretrained(tiny)
+    plain.add_adapter(NeuroAdaConfig(k=3))
+    plain.save_pretrained(tmp_path / "transformers")
+    for name in ("peft", "transformers"):
+        text = (tmp_path / name / "README.md").read_text()
+        _, head, body = text.split("---\n", 2)
+        assert body.lstrip().startswith("**Before loading: `import neuroada`.**") and text.count("Before loading") == 1
+        assert "library_name: peft" in head and "- neuroada" in head
+    card = tmp_path / "configuration" / "README.md"
+    NeuroAdaConfig(k=3).save_pretrained(str(card.parent))
+    assert not card.exists()
+
+
+def test_without_the_import_peft_names_the_method_alone(tiny: Path, tmp_path: Path) -> None:
+    """The day that PEFT finds a method by itself, docs/compatibility.md and the card may say less."""
+    tuned(tiny).save_pretrained(tmp_path)
+    script = "import sys, peft; peft.PeftConfig.from_pretrained(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "KeyError: 'NEUROADA'"
 
 
 def arguments(folder: Path, **options) -> TrainingArguments:
