@@ -14,6 +14,7 @@ from peft.mapping import (
 )
 
 from neuroada.adapter import foreign_weight as foreign_weight
+from neuroada.adapter.activation_selection import select_by_activations
 from neuroada.adapter.config import NeuroAdaConfig, NeuroAdaType
 from neuroada.adapter.gradient_selection import select_by_gradient
 from neuroada.adapter.hotswap import hotswap_adapter
@@ -46,4 +47,11 @@ def _build_weight_mapping(weight_conversions: Any, adapter_name: str, peft_confi
 
 conversion.build_peft_weight_mapping = _build_weight_mapping
 
-__all__ = ["NeuroAdaConfig", "NeuroAdaLinear", "NeuroAdaModel", "hotswap_adapter", "select_by_gradient"]
+__all__ = [
+    "NeuroAdaConfig",
+    "NeuroAdaLinear",
+    "NeuroAdaModel",
+    "hotswap_adapter",
+    "select_by_activations",
+    "select_by_gradient",
+]

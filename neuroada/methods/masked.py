@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuroada.adapter.selection import select_top_k
+from neuroada.adapter.selection import NEEDS, lift_scores, select_top_k
 from neuroada.errors import UserError
 from neuroada.hf.head import HEADS, in_head
 from neuroada.methods.whole_weights import WholeWeights
@@ -31,8 +31,8 @@ class Masked(WholeWeights):
             )
         if self.adapter.selects_later:
             raise UserError(
-                "adapter.selection: method masked chooses by the weights alone; use magnitude, reverse or random, "
-                "and no selection_file"
+                "adapter.selection: method masked chooses by the weights alone; use magnitude, lift, reverse or "
+                "random, and no selection_file"
             )
 
     def attach(self, model: nn.Module, task_type: str) -> nn.Module:
@@ -61,7 +61,10 @@ class Masked(WholeWeights):
                 f"adapter.target_modules: {name} shares its weight with another module, which would change with it; "
                 f"leave it out"
             )
-        chosen = select_top_k(weight.data, self.adapter.k, self.adapter.selection, seed=self.seed)
+        scores = weight.data
+        if NEEDS[self.adapter.selection] == "matrix":
+            scores = lift_scores(weight.data, self.adapter.lift_rank, name)
+        chosen = select_top_k(scores, self.adapter.k, self.adapter.selection, seed=self.seed)
         layer.register_buffer(
             "gradient_mask", torch.zeros_like(weight, dtype=torch.bool).scatter_(1, chosen, True), persistent=False
         )
