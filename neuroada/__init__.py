@@ -18,7 +18,7 @@ from typing import Any
 
 from neuroada.version import __version__ as __version__
 
-__all__ = ["NeuroAdaConfig", "NeuroAdaModel", "hotswap_adapter", "select_by_gradient"]
+__all__ = ["NeuroAdaConfig", "NeuroAdaModel", "hotswap_adapter", "select_by_activations", "select_by_gradient"]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ from peft.mapping import (
 
 from neuroada.adapter import foreign_weight as foreign_weight
 from neuroada.adapter import transformers_loading
+from neuroada.adapter.activation_selection import select_by_activations
 from neuroada.adapter.config import NeuroAdaConfig, NeuroAdaType
 from neuroada.adapter.gradient_selection import select_by_gradient
 from neuroada.adapter.hotswap import hotswap_adapter
@@ -30,4 +31,11 @@ for table, entry in _TABLES:
 
 transformers_loading.register()
 
-__all__ = ["NeuroAdaConfig", "NeuroAdaLinear", "NeuroAdaModel", "hotswap_adapter", "select_by_gradient"]
+__all__ = [
+    "NeuroAdaConfig",
+    "NeuroAdaLinear",
+    "NeuroAdaModel",
+    "hotswap_adapter",
+    "select_by_activations",
+    "select_by_gradient",
+]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from neuroada.adapter.config import k_of
 from neuroada.adapter.neurons import NeuronChoice
+from neuroada.adapter.selection import Selection
 from neuroada.errors import UserError
 from neuroada.files import check_schema, load_tensors, read_json
 from neuroada.ops import MAX_IN_FEATURES, unpack_indices
@@ -46,7 +47,7 @@ class NeuroAdaFields(AdapterConfig):
     peft_type: Literal["NEUROADA"]
     k: Annotated[int, Field(ge=1, le=MAX_IN_FEATURES)]
     k_pattern: dict[str, Annotated[int, Field(ge=1, le=MAX_IN_FEATURES)]] | None = None
-    selection: Literal["magnitude", "gradient", "reverse", "random"] = "magnitude"
+    selection: Selection = "magnitude"
     neuron_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     neuron_choice: NeuronChoice = "random"
     seed: int = 0

@@ -36,7 +36,10 @@ class NeuroAdaConfig(PeftConfig):
     Args:
         k: trained connections of each neuron (row of a Linear weight), 1 <= k <= in_features.
         selection: how they are chosen: magnitude (largest |w|, the method), gradient (largest |dL/dw| of a batch the
-            caller runs: see `select_by_gradient`), reverse (smallest |w|) and random (from `seed`) for ablations.
+            caller runs: see `select_by_gradient`), wanda (largest |w| x norm of the inputs, of batches the caller runs:
+            see `select_by_activations`), lift (largest |entries| of the weight's best approximation of a low rank),
+            reverse (smallest |w|) and random (from `seed`) for ablations.
+        lift_rank: that rank, of selection = lift.
         target_modules: names of Linear modules: each the whole name, or its end after a dot; or one regular expression
             for the whole name; or "all-linear", every Linear but the output head.
         target_parameters: names of experts' parameters [experts, ., .], read the same way, such as
@@ -60,7 +63,8 @@ class NeuroAdaConfig(PeftConfig):
     """
 
     k: int = field(default=20, metadata={"help": "trained connections of each neuron"})
-    selection: Selection = field(default="magnitude", metadata={"help": "magnitude | gradient | reverse | random"})
+    selection: Selection = field(default="magnitude", metadata={"help": " | ".join(get_args(Selection))})
+    lift_rank: int = field(default=128, metadata={"help": "of selection = lift: rank of the approximation"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Linear modules to adapt"})
     target_parameters: list[str] | None = field(default=None, metadata={"help": "experts' parameters to adapt"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "modules to leave out"})
@@ -87,9 +91,10 @@ class NeuroAdaConfig(PeftConfig):
         for label, k in [("k", self.k), *((f"k_pattern[{name!r}]", k) for name, k in (self.k_pattern or {}).items())]:
             if not isinstance(k, int) or isinstance(k, bool) or k < 1:
                 raise UserError(f"{label} = {k!r}: must be a whole number of at least 1")
-        choices = ("magnitude", "gradient", "reverse", "random")
-        if self.selection not in choices:
-            raise UserError(f"selection = {self.selection!r}: must be one of {', '.join(choices)}")
+        if self.selection not in get_args(Selection):
+            raise UserError(f"selection = {self.selection!r}: must be one of {', '.join(get_args(Selection))}")
+        if not isinstance(self.lift_rank, int) or isinstance(self.lift_rank, bool) or self.lift_rank < 1:
+            raise UserError(f"lift_rank = {self.lift_rank!r}: must be a whole number of at least 1")
         self._check_neurons()
         if isinstance(self.target_parameters, str):
             raise UserError(f"target_parameters = {self.target_parameters!r}: must be a list of names")

@@ -16,7 +16,7 @@ from neuroada.adapter.config import NeuroAdaConfig
 from neuroada.adapter.hooks import brought, call_with_hooks, has_hooks
 from neuroada.adapter.neurons import frozen_neurons
 from neuroada.adapter.parameters import AdapterParameters
-from neuroada.adapter.selection import select_top_k
+from neuroada.adapter.selection import FROM_WEIGHTS, NEEDS, lift_scores, select_top_k
 from neuroada.errors import UserError
 from neuroada.ops import (
     MAX_IN_FEATURES,
@@ -66,7 +66,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         """Make the adapter's parameters and, where they can be now, choose its connections.
 
         Connections come later on the meta device (`select`, once the weights are there), for selection = gradient
-        (`select_by_gradient`) and for an adapter that is being loaded (its file holds them).
+        (`select_by_gradient`) and wanda (`select_by_activations`), and for an adapter that is being loaded (its file
+        holds them).
         """
         k = config.k_of(self.name)
         if k > self.in_features:
@@ -92,7 +93,7 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         self.unselected.add(adapter)
         self.freeze_neurons(adapter, config)
         loading = config.base_fingerprint is not None or self.params(adapter)[0].is_meta
-        if not loading and config.selection != "gradient":
+        if not loading and config.selection in FROM_WEIGHTS:
             self.select(adapter, config)
 
     def select(self, adapter: str, config: NeuroAdaConfig) -> None:
@@ -101,8 +102,17 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
         k = config.k_of(self.name)
         ranked = config.selection == "magnitude" and not self.merged_adapters
         with self.base.ranked_rows(k) if ranked else self._base_rows() as (rows, weight):
-            idx = select_top_k(weight, k, config.selection, first_row=rows.start, seed=config.seed)
+            scores = weight
+            if NEEDS[config.selection] == "matrix":
+                scores = self._lift_scores(weight, config.lift_rank)[rows]
+            idx = select_top_k(scores, k, config.selection, first_row=rows.start, seed=config.seed)
             self.set_connections(adapter, rows, idx, weight)
+
+    def _lift_scores(self, own: torch.Tensor, rank: int) -> torch.Tensor:
+        """Scores of the whole weight, which every rank gathers from its `own` rows and decomposes by itself."""
+        if len(self.base.neurons) > 1:
+            raise UserError(f"selection = lift: not for experts, such as {self.name}; use magnitude, reverse or random")
+        return lift_scores(self.base.join_rows(own), rank, self.name)
 
     def freeze_neurons(self, adapter: str, config: NeuroAdaConfig) -> None:
         """Note which neurons the adapter does not train; later, if that takes a weight that is on the meta device.
@@ -166,7 +176,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 if idx.is_meta or not (idx != UNSELECTED).any():
                     raise UserError(
                         f"adapter {adapter!r} has no connections in {self.name} yet: load its file, call "
-                        f"select_by_gradient (selection = gradient), or start a new one with base_fingerprint = None"
+                        f"select_by_gradient (selection = gradient) or select_by_activations (wanda), or start a new "
+                        f"one with base_fingerprint = None"
                     )
                 self.unselected.discard(adapter)
 

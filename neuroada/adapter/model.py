@@ -25,6 +25,7 @@ from neuroada.adapter.experts import NeuroAdaExperts
 from neuroada.adapter.fingerprint import fingerprint
 from neuroada.adapter.layer import UNSELECTED, NeuroAdaLinear, neuroada_layers
 from neuroada.adapter.loaded import check_fingerprint, check_tensors, discard, note_fingerprint
+from neuroada.adapter.selection import FROM_EXAMPLES
 from neuroada.errors import UserError
 from neuroada.quantised import QuantisedLinear, declare_dense
 
@@ -47,10 +48,10 @@ class NeuroAdaModel(BaseTuner):
                 config.target_modules = []
             else:
                 config.target_parameters = TARGET_PARAMETERS.get(model_config.get("model_type", ""))
-        if config.target_parameters and config.selection == "gradient":
+        if config.target_parameters and config.selection in FROM_EXAMPLES:
             raise UserError(
-                "selection = 'gradient', or a selection file: not for experts (target_parameters), of which a batch "
-                "reaches a few; use magnitude, or name target_modules alone"
+                f"selection = {config.selection!r}, or a selection file: not for experts (target_parameters), of which "
+                f"a batch reaches a few; use magnitude, or name target_modules alone"
             )
         if config.target_parameters and config.neuron_fraction < 1:
             raise UserError(
@@ -230,7 +231,7 @@ class NeuroAdaModel(BaseTuner):
             if not (found[key] != UNSELECTED).any():
                 raise UserError(
                     f"adapter {adapter_name!r} has no connections in {layer.name} yet, so there is nothing to save: "
-                    f"call select_by_gradient (selection = gradient), or load its file"
+                    f"call select_by_gradient (selection = gradient) or select_by_activations (wanda), or load its file"
                 )
         noted = {layer.trained_on.get(adapter_name) for layer in layers.values()}
         if None in noted and all(sharding.is_whole(layer.neuroada_idx[adapter_name]) for layer in layers.values()):

@@ -20,7 +20,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="a folder of safetensors, or a hub id")
     parser.add_argument("--k", type=int, required=True, help="connections of each neuron")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="must not exist")
-    parser.add_argument("--selection", choices=("magnitude", "reverse", "random"), default="magnitude")
+    parser.add_argument("--selection", choices=("magnitude", "lift", "reverse", "random"), default="magnitude")
+    parser.add_argument("--lift-rank", type=int, default=128, metavar="RANK", help="of --selection lift")
     parser.add_argument("--seed", type=int, default=0, help="of --selection random")
     parser.add_argument("--target-modules", nargs="+", metavar="NAME", help="default: by the model's type")
     parser.add_argument(
@@ -28,9 +29,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args(argv)
-    for name in ("k", "workers"):
+    for name in ("k", "lift_rank", "workers"):
         if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.workers > 1024:
         raise UserError(f"--workers {args.workers}: more processes than one machine runs; leave it out for one a core")
     if args.model.startswith((".", "/", "~")) and not Path(args.model).is_dir():
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> None:
         args.k,
         args.out,
         selection=args.selection,
+        lift_rank=args.lift_rank,
         seed=args.seed,
         target_modules=args.target_modules,
         workers=args.workers,

@@ -1,6 +1,7 @@
 """The recipe: everything that decides a run, validated as a whole before a weight is loaded."""
 
 import difflib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,12 +45,14 @@ class Adapter(Section):
         "or an installed package's",
     )
     k: Positive = Field(default=20, description="trained connections of each neuron; of neuroada and masked")
-    selection: Literal["magnitude", "gradient", "reverse", "random"] = Field(
-        default="magnitude", description="how the connections are chosen"
+    selection: Literal["magnitude", "gradient", "reverse", "random", "wanda", "lift"] = Field(
+        default="magnitude", description="how the connections are chosen: docs/selection.md"
     )
     calibration_examples: Positive | Literal["all"] = Field(
-        default=8, description="of selection gradient: training examples that it sums over; all: the whole training set"
+        default=8,
+        description="of selections gradient and wanda: training examples they sum over; all: the whole training set",
     )
+    lift_rank: Positive = Field(default=128, description="of selection lift: rank of the weight's approximation")
     selection_file: Text | None = Field(
         default=None, description="connections chosen before, by `neuroada select`; instead of `selection`"
     )
@@ -91,7 +94,12 @@ class Adapter(Section):
     @property
     def selects_later(self) -> bool:
         """Whether the connections come after the model is loaded: from a file, or from training examples."""
-        return self.selection == "gradient" or self.selection_file is not None
+        return self.by_examples or self.selection_file is not None
+
+    @property
+    def by_examples(self) -> bool:
+        """Whether the connections are chosen by what training examples do in the model."""
+        return self.selection in ("gradient", "wanda")
 
 
 class Base(Section):
@@ -136,6 +144,11 @@ class Train(Section):
     )
     micro_batch_size: Positive = Field(
         default=2, description="sequences in one forward pass of a rank, at most; accumulation follows"
+    )
+    loss_average: Literal["batch", "micro_batch"] = Field(
+        default="batch",
+        description="batch: over all tokens (or texts) of a step; micro_batch: over those of each micro_batch_size "
+        "sequences, in the order of training, and then over these means, as the authors' code does",
     )
     max_length: Annotated[int, Field(ge=8, le=1 << 24)] = Field(
         default=512, description="tokens of prompt and answer together"
@@ -295,6 +308,15 @@ class Recipe(Section):
                 raise ValueError(f"{field} needs validation examples; set data.validation.size, split or path")
         return self
 
+    @model_validator(mode="after")
+    def _whole_means(self) -> "Recipe":
+        if self.train.loss_average == "micro_batch" and self.train.global_batch_size % self.averaged:
+            raise ValueError(
+                f"train.micro_batch_size = {self.train.micro_batch_size}: with train.loss_average = micro_batch it "
+                f"must divide train.global_batch_size = {self.train.global_batch_size}"
+            )
+        return self
+
     @property
     def trained_on(self) -> str:
         """The task's name, or "own data"."""
@@ -312,9 +334,19 @@ class Recipe(Section):
         return batch // world_size
 
     def micro_batch(self, world_size: int) -> int:
-        """Sequences in one forward pass: the most that divide a rank's share, up to train.micro_batch_size."""
+        """Sequences in one forward pass: the most that divide a rank's share, up to train.micro_batch_size.
+
+        With loss_average = micro_batch, the most that divide both, so that a pass is within one mean.
+        """
         share = self.share(world_size)
+        if self.train.loss_average == "micro_batch":
+            return math.gcd(share, self.averaged)
         return max(n for n in range(1, min(share, self.train.micro_batch_size) + 1) if share % n == 0)
+
+    @property
+    def averaged(self) -> int:
+        """With loss_average = micro_batch, the sequences of one mean."""
+        return min(self.train.micro_batch_size, self.train.global_batch_size)
 
     def micro_batches(self, world_size: int) -> int:
         """Micro batches a rank runs for one optimizer step."""
@@ -330,6 +362,8 @@ class Recipe(Section):
             free = FREE.get(name, set()) | (LENGTH if name == "train" and self.optimizer.any_length else set())
             section = getattr(self, name).model_dump(exclude=free)
             deciding |= {f"{name}.{field}": value for field, value in section.items()}
+        if self.train.loss_average == "micro_batch":
+            deciding["train.micro_batch_size"] = self.averaged
         return deciding
 
     @property

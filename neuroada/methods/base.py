@@ -39,6 +39,9 @@ class Calibration(Protocol):
     The passes depend on the recipe alone: they are the same for any engine and world size, and every rank runs them.
     """
 
+    def forwards(self) -> list[Callable[[], object]]:
+        """Each runs the model on one pass, as it is evaluated."""
+
     def backwards(self) -> list[Callable[[], object]]:
         """Each runs the model, not the engine around it, on one pass, and the backward of its part of their loss."""
 
@@ -112,7 +115,7 @@ class Method(ABC):
             )
         if self.adapter.target_parameters and not self.adapts_experts:
             raise UserError(f"adapter.target_parameters: method {self.name} does not adapt experts; use neuroada")
-        if self.adapter.target_parameters and self.adapter.selects_later:
+        if self.adapter.target_parameters and (self.adapter.selects_later or self.adapter.selection == "lift"):
             raise UserError(
                 "adapter.target_parameters: experts' connections are chosen by their weights; use selection magnitude, "
                 "reverse or random, and no selection_file"

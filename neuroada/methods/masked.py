@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from neuroada import sharding
-from neuroada.adapter.selection import select_top_k
+from neuroada.adapter.selection import NEEDS, lift_scores, select_top_k
 from neuroada.errors import UserError
 from neuroada.hf.head import HEADS, in_head
 from neuroada.methods.base import WHOLE
@@ -35,8 +35,8 @@ class Masked(WholeWeights):
             )
         if self.adapter.selects_later:
             raise UserError(
-                "adapter.selection: method masked chooses by the weights alone; use magnitude, reverse or random, "
-                "and no selection_file"
+                "adapter.selection: method masked chooses by the weights alone; use magnitude, lift, reverse or "
+                "random, and no selection_file"
             )
 
     def attach(self, model: nn.Module, task_type: str) -> nn.Module:
@@ -69,23 +69,26 @@ class Masked(WholeWeights):
         mask = torch.zeros(sharding.shape(weight), dtype=MASK_DTYPE, device=weight.device)
         if not weight.is_meta:
             with sharding.own_rows(weight) as (rows, values):
-                mask = sharding.join_rows(weight, self._chosen(values, rows))
+                mask = sharding.join_rows(weight, self._chosen(name, weight, values, rows))
         layer.gradient_mask = nn.Parameter(mask, requires_grad=False)
         sharding.adopt(layer, weight, [layer.gradient_mask])
         weight.requires_grad_(True)
         weight.register_hook(lambda grad: grad * layer.gradient_mask)
 
-    def _chosen(self, weight: torch.Tensor, rows: slice) -> torch.Tensor:
-        """1 at the entries that train, else 0, of these rows of a weight."""
-        chosen = select_top_k(weight, self.adapter.k, self.adapter.selection, first_row=rows.start, seed=self.seed)
-        return torch.zeros_like(weight, dtype=MASK_DTYPE).scatter_(1, chosen, 1)
+    def _chosen(self, name: str, weight: torch.Tensor, values: torch.Tensor, rows: slice) -> torch.Tensor:
+        """1 at the entries that train, else 0, of these `rows` of the weight, whose `values` they are. Collective."""
+        scores = values
+        if NEEDS[self.adapter.selection] == "matrix":
+            scores = lift_scores(sharding.join_rows(weight, values), self.adapter.lift_rank, name)[rows]
+        chosen = select_top_k(scores, self.adapter.k, self.adapter.selection, first_row=rows.start, seed=self.seed)
+        return torch.zeros_like(values, dtype=MASK_DTYPE).scatter_(1, chosen, 1)
 
     def initialise(self, model: nn.Module) -> None:
         """Choose on each rank's own rows; FSDP2's gradients are masked where they are kept, once they are reduced."""
-        for layer in _masked(model):
+        for name, layer in _masked(model):
             weight, mask = layer.weight, layer.gradient_mask
             with sharding.own_rows(weight) as (rows, values):
-                sharding.write_rows(mask, rows, self._chosen(values, rows))
+                sharding.write_rows(mask, rows, self._chosen(name, weight, values, rows))
 
             def clear(param: torch.Tensor, mask: torch.Tensor = mask) -> None:
                 assert param.grad is not None
@@ -101,12 +104,12 @@ class Masked(WholeWeights):
 
     def trainable(self, model: nn.Module) -> int:
         """Under a mask fewer than the optimizer holds."""
-        shapes = [sharding.shape(layer.weight) for layer in _masked(model)]
+        shapes = [sharding.shape(layer.weight) for _, layer in _masked(model)]
         return super().trainable(model) - sum(shape.numel() - self.adapter.k * shape[0] for shape in shapes)
 
 
-def _masked(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if hasattr(module, "gradient_mask")]
+def _masked(model: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, module) for name, module in model.named_modules() if hasattr(module, "gradient_mask")]
 
 
 def _shared_weights(model: nn.Module) -> set[int]:

@@ -43,10 +43,11 @@ class NeuroAda(PeftMethod):
 
     def config(self, task_type: str) -> NeuroAdaConfig:
         # "gradient" leaves the choice for later; a selection file then says how its own was made.
-        selection = "gradient" if self.adapter.selects_later else self.adapter.selection
+        selection = "gradient" if self.adapter.selection_file else self.adapter.selection
         return NeuroAdaConfig(
             k=self.adapter.k,
             selection=selection,
+            lift_rank=self.adapter.lift_rank,
             target_parameters=self.adapter.target_parameters,
             neuron_fraction=self.adapter.neuron_fraction,
             neuron_choice=self.adapter.neuron_choice,

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from neuroada.adapter.fingerprint import checksum
 from neuroada.adapter.model import NeuroAdaModel
-from neuroada.adapter.selection import Selection, select_top_k
+from neuroada.adapter.selection import NEEDS, Selection, lift_scores, select_top_k
 from neuroada.adapter.selection_file import write_selection
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor
@@ -30,6 +30,7 @@ def select(
     out: Path,
     *,
     selection: Selection = "magnitude",
+    lift_rank: int = 128,
     seed: int = 0,
     target_modules: list[str] | None = None,
     workers: int = 1,
@@ -50,7 +51,7 @@ def select(
     source = Checkpoint(model)
     targets = _targets(source, target_modules)
     _check(targets, k)
-    job = partial(_select_tensor, k=k, selection=selection, seed=seed)
+    job = partial(_select_tensor, k=k, selection=selection, seed=seed, lift_rank=lift_rank)
     in_file_order = sorted(targets.items(), key=lambda item: (item[1].file, item[1].start))
     with tqdm(total=len(targets), unit="tensor", disable=None if progress else True, leave=False) as bar:
         found = {}
@@ -110,16 +111,21 @@ def _check(targets: Mapping[str, StoredTensor], k: int) -> None:
 
 
 def _select_tensor(
-    item: tuple[str, StoredTensor], k: int, selection: Selection, seed: int
+    item: tuple[str, StoredTensor], k: int, selection: Selection, seed: int, lift_rank: int
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """(module, idx [out, 2k] uint8, base values [out, k] bf16 bits): arrays travel between processes."""
     module, tensor = item
     rows = tensor.shape[0]
     idx_bytes = torch.empty(rows, 2 * k, dtype=torch.uint8)
     base = torch.empty(rows, k, dtype=torch.bfloat16)
+    scores = None
+    if NEEDS[selection] == "matrix":
+        weight = torch.cat([block.clone() for _, block in blocks(tensor)])
+        scores = lift_scores(weight, lift_rank, module, "--lift-rank ")
     for first, block in blocks(tensor):
         here = slice(first, first + len(block))
-        idx = select_top_k(block, k, selection, first_row=first, seed=seed)
+        ranked = block if scores is None else scores[here]
+        idx = select_top_k(ranked, k, selection, first_row=first, seed=seed)
         values = block.gather(1, idx)
         if not torch.isfinite(values).all():
             raise UserError(f"{module}.weight holds values that are not finite: the checkpoint is damaged")

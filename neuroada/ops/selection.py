@@ -6,12 +6,27 @@ of the rows.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 
-Selection = Literal["magnitude", "gradient", "reverse", "random"]
+Selection = Literal["magnitude", "gradient", "reverse", "random", "wanda", "lift"]
+Needs = Literal["row", "matrix", "activations", "gradient"]
+
+NEEDS: dict[Selection, Needs] = {
+    "magnitude": "row",
+    "reverse": "row",
+    "random": "row",
+    "lift": "matrix",
+    "wanda": "activations",
+    "gradient": "gradient",
+}
+"""What a rule looks at: each row of the weight alone; the whole weight; or the weight and what training examples do in
+the layer, forward (activations) or forward and backward (gradient)."""
+
+FROM_WEIGHTS: tuple[Selection, ...] = tuple(rule for rule in get_args(Selection) if NEEDS[rule] in ("row", "matrix"))
+FROM_EXAMPLES: tuple[Selection, ...] = tuple(rule for rule in get_args(Selection) if rule not in FROM_WEIGHTS)
 
 # Elements whose keys stand in memory at once: on a CPU what its cache holds, on a device enough to fill it.
 CPU_CHUNK, DEVICE_CHUNK = 1 << 19, 1 << 24
@@ -22,8 +37,9 @@ def select_top_k(
 ) -> torch.Tensor:
     """The chosen columns of each row, ascending: [rows, in] floating point -> [rows, k] int64.
 
-    magnitude: the largest |scores| (of weights); gradient: the same, of a gradient; reverse: the smallest; random: by
-    `seed` and the position (`first_row` + row, column) alone, so that a rank can choose for its own rows.
+    reverse: the smallest |scores|; random: by `seed` and the position (`first_row` + row, column) alone, so that a rank
+    can choose for its own rows; every other rule: the largest |scores|, whatever they are of: the weight, its gradient,
+    `low_rank` of it, or `wanda_scores`.
     """
     chunk = CPU_CHUNK if scores.device.type == "cpu" else DEVICE_CHUNK
     rows_at_once = max(1, chunk // scores.shape[1])
@@ -32,6 +48,27 @@ def select_top_k(
         for start in range(0, len(scores), rows_at_once)
     ]
     return torch.cat(chosen) if chosen else torch.empty(0, k, dtype=torch.int64, device=scores.device)
+
+
+def low_rank(weight: torch.Tensor, rank: int) -> torch.Tensor:
+    """The best approximation of that rank, by singular values: [out, in] floating point -> [out, in] fp32.
+
+    LIFT's scores (Liu et al., 2025, arXiv 2506.00772). From the eigenvectors of the smaller of W.T W and W W.T, in
+    float64: three copies of the weight's elements at 8 bytes, and less time than a whole decomposition.
+    """
+    values = weight.double()
+    tall = values.shape[0] >= values.shape[1]
+    vectors = torch.linalg.eigh(values.T @ values if tall else values @ values.T).eigenvectors[:, -rank:]
+    found = (values @ vectors) @ vectors.T if tall else vectors @ (vectors.T @ values)
+    return found.float()
+
+
+def wanda_scores(weight: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """|w| x the L2 norm of the input it meets: [rows, in], [in] float64 sums of squares -> [rows, in] fp32.
+
+    Wanda's scores (Sun et al., 2023, arXiv 2306.11695).
+    """
+    return weight.float().abs() * squares.sqrt().float()
 
 
 def _top_columns(keys: torch.Tensor, k: int) -> torch.Tensor:

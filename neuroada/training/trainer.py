@@ -35,7 +35,7 @@ from neuroada.training.checkpoint import (
 )
 from neuroada.training.metrics import Metrics
 from neuroada.training.preflight import check_ranks, check_space
-from neuroada.training.sample_order import share
+from neuroada.training.sample_order import passes
 from neuroada.training.schedule import lr_at
 from neuroada.training.signals import StopRequest
 
@@ -189,9 +189,8 @@ class Trainer:
         loss = torch.zeros((), device=engine.device)
         # Dropout, where a model has any: from seed, step and rank alone, so that a resumed run draws the same.
         torch.manual_seed(hash((recipe.train.seed, step, engine.rank)) & 0x7FFF_FFFF)
-        micro = recipe.micro_batch(engine.world_size)
-        for chosen in share(batch, lengths, engine.rank, engine.world_size, micro):
-            part = objective.loss(engine.model, chosen, batch, engine.device)
+        for chosen, of, weight in passes(recipe, batch, lengths, engine.rank, engine.world_size):
+            part = objective.loss(engine.model, chosen, of, engine.device) * weight
             engine.backward(part)
             loss += part.detach()
         return engine.reduce(loss).item(), int(lengths[batch].sum())

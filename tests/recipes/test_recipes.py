@@ -49,6 +49,7 @@ PUBLISHED = {
     "llama7b_commonsense": (7e-4, 16, 16, 0.06, 0.0),
     "llama7b_math_top1": (9e-3, 16, 2, 0.06, 0.0),
     "llama7b_math": (3e-3, 8, 2, 0.0, 0.1),
+    "llama7b_math_authors": (3e-3, 8, 2, 0.0, 0.1),
 }
 
 

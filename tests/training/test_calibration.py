@@ -1,33 +1,15 @@
-"""Connections that training examples choose: any number of them, the same under any engine and world size."""
+"""The training examples that connections are chosen by: any number of them, in passes of a few."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from distributed_runs import TinyRuns
-from safetensors.torch import load_file
 
-from neuroada.config.recipe import load_recipe
+from neuroada.adapter.selection import Selection
+from neuroada.config.recipe import Adapter, load_recipe
 from neuroada.errors import UserError
 from neuroada.training.calibration import PASS, ExampleCalibration
-
-RANKS = [("single", 1), ("zero2", 2), ("zero3", 2), ("fsdp2", 2), ("zero3", 3), ("fsdp2", 3)]
-
-
-def chosen(folder: Path) -> dict[str, torch.Tensor]:
-    found = load_file(folder / "adapter" / "adapter_model.safetensors")
-    return {name: tensor for name, tensor in found.items() if name.endswith("idx")}
-
-
-def test_every_engine_and_world_size_chooses_the_same(tiny_runs: TinyRuns) -> None:
-    fields = ("train.max_steps=1", "adapter.selection=gradient", "adapter.calibration_examples=20")  # three passes
-    folders = {source: tiny_runs.add(f"chosen-{source[0]}x{source[1]}", *source, *fields) for source in RANKS}
-    tiny_runs.run()
-    first, *others = (chosen(folder) for folder in folders.values())
-    for source, other in zip(RANKS[1:], others, strict=True):
-        assert all(other[name].equal(first[name]) for name in first), source
 
 
 class Thirty:
@@ -53,6 +35,10 @@ def test_every_example_is_in_one_pass(wanted: str, examples: int) -> None:
         backward()
     assert all(len(part) <= PASS for part in objective.seen)
     assert sorted(np.concatenate(objective.seen)) == list(range(examples))
+
+
+def test_the_recipe_knows_every_rule() -> None:
+    assert Adapter.model_fields["selection"].annotation == Selection
 
 
 def test_more_examples_than_there_are() -> None:
