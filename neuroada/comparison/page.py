@@ -85,20 +85,20 @@ def curves(out: Path, summary: dict[str, Any]) -> str:
         if not row["seeds"]:
             continue
         file = out / "runs" / folder_of(row["method"]) / f"lr-{row['lr']:g}-seed-{row['seeds'][0]}" / "metrics.jsonl"
-        if file.is_file():
-            found.append((row["method"], read_metrics(file)))
-    losses = [line["loss"] for _, lines in found for line in lines]
+        if file.is_file() and (lines := read_metrics(file)):
+            found.append((row["method"], lines))
+    losses = [line["loss"] for _, logged in found for line in logged]
     charts = [
         line_chart(
             method,
             "",
-            [line["step"] for line in lines],
-            [line["loss"] for line in lines],
+            [line["step"] for line in logged],
+            [line["loss"] for line in logged],
             lambda v: f"{v:.3g}",
             span=(min(losses), max(losses)),
             noisy=True,
         )
-        for method, lines in found
+        for method, logged in found
     ]
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 

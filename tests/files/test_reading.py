@@ -8,7 +8,16 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field
 
 from neuroada.errors import UserError
-from neuroada.files import check_schema, member, parse_yaml, read_json, read_json_lines, read_text, read_yaml
+from neuroada.files import (
+    check_inside,
+    check_schema,
+    member,
+    parse_yaml,
+    read_json,
+    read_json_lines,
+    read_text,
+    read_yaml,
+)
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -198,3 +207,12 @@ def test_links_of_a_hub_cache_are_followed_into_its_blobs_only(tmp_path):
     assert "outside its folder" in told(member, snapshot, "bad")
     (tmp_path / "linked").symlink_to(tmp_path / "models--a--b")
     assert member(tmp_path / "linked" / "snapshots" / "abc", "good").read_text() == "whole"
+
+
+def test_links_in_a_circle(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    for name in ("loop", "a"):
+        check_inside(tmp_path, tmp_path / name)  # not out of it
+        assert "links lead in a circle" in told(read_text, member(tmp_path, name))

@@ -62,6 +62,7 @@ MERGE = ["--adapter", "adapter", "--out", "out"]
 EVALUATE = ["--adapter", "run/adapter", "--tasks", "AddSub", "--limit", "2", "--out", "out"]
 SELECT = ["--model", "model", "--k", "2", "--target-modules", "q_proj", "--out", "out.safetensors", "--workers", "1"]
 RUN = ["--recipe", "recipe.yaml", *TRAIN]
+OWN = ["--recipe", "own.yaml", *TRAIN]
 MODEL = ("model/*.json", "model/*.safetensors", "model/*.safetensors")
 FAMILIES = {
     "merge: adapter": Family("merge", MERGE, ("adapter/adapter_*",), ("out",),
@@ -82,22 +83,46 @@ FAMILIES = {
     "train: recipe": Family("train", RUN, ("recipe.yaml",), ("run", "data/.tokens", "runs"), ("run",)),
     "train: model": Family("train", RUN, MODEL, ("run", "data/.tokens"), ("run",)),
     "train: data": Family("train", RUN, ("data/math_10k/*",), ("run", "data/.tokens"), ("run",)),
-    "train: tokens": Family("train", RUN, ("data/.tokens/*",), ("run", "data/.tokens"), ("run",),
+    "train: tokens": Family("train", RUN, ("data/.tokens/*.safetensors",), ("run", "data/.tokens"), ("run",),
                             right=same_bytes("run/adapter/adapter_model.safetensors")),
     "train: selection": Family("train", [*RUN, "adapter.selection_file=selection.safetensors"],
                                ("selection.safetensors",), ("run", "data/.tokens"), ("run",),
                                right=same_bytes("run/adapter/adapter_model.safetensors")),
     "train: checkpoint": Family("train", RUN, ("run/checkpoints/step-000002/*", "run/*.json*", "run/recipe.yaml"),
                                 ("run", "data/.tokens"), right=same_bytes("run/adapter/adapter_model.safetensors")),
+    "export": Family("export", ["--as", "shira", *MERGE], ("adapter/adapter_*", *MODEL[:2]), ("out",),
+                     right=same_bytes("out/adapter_model.safetensors", "exported/adapter_model.safetensors")),
+    "quantise": Family("quantise", ["--model", "model", "--format", "int8", "--exact", "2", "--out", "out"],
+                       MODEL, ("out",)),
+    "preview": Family("preview", ["--recipe", "own.yaml"], ("own.yaml", "rows.jsonl", "model/tok*"), ("data/.tokens",)),
+    "report: own data": Family("report", ["own"], ("own/*.json", "own/*.jsonl"),
+                               ("own/report.html", "own/adapter/README.md")),
+    "report: comparison": Family("report", ["compared"], ("compared/*.json", "compared/runs/*/*/metrics.jsonl"),
+                                 ("compared/report.html", "compared/comparison.json")),
+    "train: own data": Family("train", OWN, ("own.yaml", "rows.jsonl"), ("own", "runs", "data/.tokens"), ("own",)),
+    "train: own tokens": Family("train", OWN, ("data/.tokens/*/*",), ("own", "data/.tokens"), ("own",),
+                                right=same_bytes("own/adapter/adapter_model.safetensors")),
     "merge: arguments": Family("merge", MERGE, (), ("out",), odd_arguments=True),
     "select: arguments": Family("select", SELECT, (), ("out.safetensors",), odd_arguments=True),
     "evaluate: arguments": Family("evaluate", EVALUATE, (), ("out",), odd_arguments=True),
     "train: fields": Family("train", RUN, (), ("run", "data/.tokens"), ("run",), odd_arguments=True),
+    "plan: model": Family("plan", ["--recipe", "recipe.yaml", "--gpus", "1", "engine.name=single"],
+                          ("model/*.json", "recipe.yaml")),
     "plan: fields": Family("plan", ["--recipe", "recipe.yaml", "--gpus", "1", "engine.name=single"],
                            odd_arguments=True),
 }  # fmt: skip
-SLOW = ("train: recipe", "train: model", "train: data", "train: fields", "plan: fields", "train: checkpoint",
-        "train: selection", "train: tokens")  # fmt: skip
+SLOW = ("train: recipe", "train: model", "train: data", "train: fields", "plan: fields", "plan: model",
+        "train: checkpoint", "train: selection", "train: tokens", "train: own data", "train: own tokens")  # fmt: skip
+ASKED = (
+    "export",
+    "quantise",
+    "preview",
+    "report: own data",
+    "report: comparison",
+    "plan: model",
+    "train: own data",
+    "train: own tokens",
+)  # by --family alone
 FIELDS = ["adapter.k", "adapter.selection", "adapter.method", "adapter.target_modules", "adapter.rank", "optimizer.lr",
           "optimizer.weight_decay", "optimizer.warmup_ratio", "train.epochs", "train.max_steps", "train.seed", "model",
           "train.global_batch_size", "train.micro_batch_size", "train.max_length", "train.dtype", "train.held_out",
@@ -169,8 +194,8 @@ class Fuzzer:
 
 def schedule(count: int) -> list[str]:
     """Families by turns, those that train one turn in four."""
-    fast = [name for name in FAMILIES if name not in SLOW]
-    order = [*fast, *fast, *fast, *fast, *SLOW]
+    fast = [name for name in FAMILIES if name not in (*SLOW, *ASKED)]
+    order = [*fast, *fast, *fast, *fast, *(name for name in SLOW if name not in ASKED)]
     return [order[number % len(order)] for number in range(count)]
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from judge import run_command
 from safetensors.torch import load_file, save_file
 
+from neuroada.comparison.page import write_comparison
+from neuroada.comparison.summary import summarize
 from neuroada.sources.tiny import make_tiny
 
 TRAIN = ["engine.name=single", "train.max_steps=2", "train.global_batch_size=2", "checkpoint.every_steps=1"]
@@ -38,7 +40,33 @@ def make_world(folder: Path) -> Path:
     ok(folder, "select", "--model", "model", "--k", "2", "--target-modules", "q_proj", "down_proj", "--out",
        "selection.safetensors", "--workers", "1")  # fmt: skip
     shutil.copytree(folder / "run" / "adapter", folder / "adapter")
+    ok(folder, "export", "--as", "shira", "--adapter", "adapter", "--out", "exported")
+    own = {
+        **recipe,
+        "data": {"datasets": [{"path": "rows.jsonl", "ignore_columns": ["answer"]}], "validation": {"size": 2}},
+        "output_dir": "own",
+    }
+    (folder / "own.yaml").write_text(json.dumps({name: value for name, value in own.items() if name != "task"}))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ok(folder, "train", "--recipe", "own.yaml", *TRAIN)
+    make_comparison(folder / "compared")
     return folder
+
+
+def make_comparison(folder: Path) -> None:
+    """A comparison's folder, of runs that were measured."""
+    for method in ("neuroada", "lora"):
+        for seed, loss in ((1, 0.5), (2, 0.75)):
+            run = folder / "runs" / method / f"lr-0.1-seed-{seed}"
+            run.mkdir(parents=True)
+            result = {"recipe": {"optimizer": {"lr": 0.1}, "train": {"seed": seed}}, "test": loss, "validation": loss,
+                      "tasks": {"AddSub": {"sound": loss}}, "step_seconds": 0.1}  # fmt: skip
+            (run / "result.json").write_text(json.dumps(result))
+            lines = [{"step": step, "loss": loss, "lr": 0.1, "tokens_per_second": 1.0, "peak_memory_bytes": 1}
+                     for step in (1, 2)]  # fmt: skip
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    chosen = {method: {"lr": 0.1, "tries": {"0.1": 0.5, "1": None}} for method in ("neuroada", "lora")}
+    write_comparison(folder, summarize(folder, chosen, [1, 2], task="math", model="model", command="neuroada compare"))
 
 
 def ok(folder: Path, *command: str) -> None:

@@ -171,6 +171,16 @@ def test_a_run_that_stopped_before_its_first_validation(folder: Path) -> None:
     assert "Validation loss" in (folder / "report.html").read_text()
 
 
+def test_a_comparison_s_run_that_logged_nothing(folder: Path) -> None:
+    write(folder, COMPARISON)
+    run = folder / "runs" / "neuroada-k=4" / "lr-0.1-seed-1"
+    run.mkdir(parents=True)
+    (run / "metrics.jsonl").write_text("")
+    report.main([str(folder)])
+    (run / "metrics.jsonl").write_text("[1]\n")
+    assert "metrics.jsonl, line 1" in told(lambda: report.main([str(folder)]))
+
+
 def test_results_of_a_comparison_s_runs(tmp_path: Path) -> None:
     whole = {"recipe": {"train": {"seed": 1}, "optimizer": {"lr": 0.1}}, "test": 1.0, "validation": 1.0, "trainable": 1,
              "tasks": {"AddSub": {"sound": 0.5}}, "step_seconds": 1.0, "device": "CPU"}  # fmt: skip
