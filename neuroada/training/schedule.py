@@ -1,6 +1,6 @@
 """The learning rate of a step."""
 
-from neuroada.config.recipe import Optimizer
+from neuroada.config.fields import Optimizer
 
 
 def lr_at(step: int, steps: int, optimizer: Optimizer) -> float:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from neuroada.adapter.selection import Selection
-from neuroada.config.recipe import Adapter, load_recipe
+from neuroada.config.fields import Adapter
+from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
 from neuroada.training.calibration import PASS, ExampleCalibration
 
