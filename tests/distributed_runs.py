@@ -25,10 +25,13 @@ class TinyRuns:
     def __init__(self, model: Path, folder: Path) -> None:
         self.model, self.folder = model, folder
         self.queued: dict[int, list[dict]] = {}
+        self.names: set[str] = set()
 
     def add(self, name: str, engine: str, world_size: int, *overrides: str) -> Path:
         """Queue a run in runs/`name`; returns that folder."""
         output = self.folder / "runs" / name
+        assert name not in self.names, f"another test has a run called {name}"
+        self.names.add(name)
         fields = [f"model={self.model}", f"output_dir={output}", f"data_dir={self.folder / 'data'}", *ENGINES[engine],
                   "train.global_batch_size=12", "train.micro_batch_size=1", "train.max_steps=8",
                   "checkpoint.every_steps=4", *overrides]  # fmt: skip

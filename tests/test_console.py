@@ -51,7 +51,7 @@ def compared() -> Any:
     "table",
     [
         lambda: results.table({"adapter": ODD, "model": "m", "tasks": {ODD: SCORE}, "averages": {ODD: SCORE}}),
-        lambda: epoch_validation._table({"adapter": ODD, "tasks": {ODD: SCORE}}),
+        lambda: epoch_validation.table({"adapter": ODD, "tasks": {ODD: SCORE}}),
         compared,
     ],
     ids=["evaluate", "a classifier's score", "compare"],

@@ -10,7 +10,7 @@ import argparse
 import gc
 
 from neuroada.cli.command import Parser
-from neuroada.config.recipe import load_recipe
+from neuroada.config.recipe import Recipe, load_recipe
 from neuroada.environment import rank
 from neuroada.errors import UserError
 from neuroada.training.signals import StopRequest
@@ -30,9 +30,12 @@ def main(argv: list[str]) -> None:
     if args.dry_run:
         walk(args.recipe, args.overrides)
         return
-    stop = StopRequest()
-    recipe = load_recipe(args.recipe, args.overrides)
+    with StopRequest() as stop:
+        run(load_recipe(args.recipe, args.overrides), stop)
 
+
+def run(recipe: Recipe, stop: StopRequest) -> None:
+    """Train, then score and report what evaluate.tasks asks for."""
     # torch and its friends, once the recipe stands
     from neuroada.evaluation.after_training import check_tasks, evaluate_trained
     from neuroada.objectives import make_objective

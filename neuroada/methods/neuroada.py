@@ -96,10 +96,11 @@ class NeuroAda(PeftMethod):
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:
-        content = read_json(saved / CONFIG_FILE, remedy=AGAIN)
+        config = saved / CONFIG_FILE
+        content = read_json(config, remedy=AGAIN) if config.is_file() else {}
         fraction = content.get("neuron_fraction", 1.0) if isinstance(content, dict) else 1.0
         if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-            raise UserError(f"{saved / CONFIG_FILE}: neuron_fraction is {fraction!r}, not a number up to 1; {AGAIN}")
+            raise UserError(f"{config}: neuron_fraction is {fraction!r}, not a number up to 1; {AGAIN}")
         for change in super().changes(saved, base):
             yield change._replace(entries=math.ceil(change.entries * fraction))
 

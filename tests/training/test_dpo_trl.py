@@ -9,7 +9,6 @@ from distributed_runs import losses
 
 from neuroada.config.recipe import load_recipe
 from neuroada.data.mixing import Order
-from neuroada.training.signals import StopRequest
 from neuroada.training.trainer import train
 
 TARGETS = ["q_proj", "v_proj", "up_proj", "down_proj"]
@@ -29,7 +28,7 @@ def ours(tmp_path: Path, tiny: Path, objective: str = "dpo") -> list[float]:
         f"adapter.target_modules={TARGETS}", f"optimizer={{lr: {LR}, schedule: constant}}", "train.epochs=9",
         f"train.max_steps={STEPS}", f"train.global_batch_size={BATCH}", "train.micro_batch_size=2", "train.seed=7",
     ])  # fmt: skip
-    train(recipe, StopRequest())
+    train(recipe)
     return list(losses(tmp_path / "run").values())
 
 

@@ -11,7 +11,6 @@ from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
 from neuroada.hf.loading import load_tokenizer
 from neuroada.objectives import make_objective
-from neuroada.training.signals import StopRequest
 from neuroada.training.trainer import train
 
 TEMPLATE = (
@@ -88,7 +87,7 @@ def run_tiny(folder: Path, tiny: Path, *overrides: str) -> Path:
     common = [f"model={tiny}", f"data_dir={folder / 'data'}", "engine.name=single", "train.global_batch_size=12",
                "train.micro_batch_size=2", "train.max_length=256", "train.max_steps=6"]  # fmt: skip
     recipe = load_recipe("tiny_arithmetic", [*common, *overrides])
-    train(recipe, StopRequest())
+    train(recipe)
     return Path(recipe.output_dir)
 
 

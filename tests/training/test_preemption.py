@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import pytest
 from distributed_runs import assert_same_curve, losses
+
+from neuroada.config.recipe import load_recipe
+from neuroada.training.signals import SIGNALS
+from neuroada.training.trainer import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -90,3 +95,15 @@ def test_a_signal_to_one_rank_stops_all_with_75_and_the_next_start_goes_on(tiny:
                 process.communicate(timeout=600)
                 assert process.returncode == 0
     assert_same_curve(losses(tmp_path / "run"), losses(tmp_path / "undisturbed"))
+
+
+def test_the_process_has_its_own_handlers_back(tiny: Path, tmp_path: Path) -> None:
+    """Else a child that is forked after a training, such as a pool's worker, would survive the SIGTERM that ends it."""
+    before = [signal.getsignal(number) for number in SIGNALS]
+    train(load_recipe("tiny_arithmetic", [f"model={tiny}", f"output_dir={tmp_path}", "train.max_steps=1",
+                                          f"data_dir={tmp_path / 'data'}", "engine.name=single"]))  # fmt: skip
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    for thread in [thread for thread in threading.enumerate() if thread.name == "stop request"]:
+        thread.join(5)
+        assert not thread.is_alive()
