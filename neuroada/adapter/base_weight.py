@@ -74,9 +74,9 @@ class BaseWeight:
         """`own_rows`' rows of a parameter [out, .] of the adapter."""
         return sharding.own_rows(param)
 
-    def dequantised(self) -> nn.Linear:
-        """Of one that is not writable: a dense layer of the same values."""
-        raise NotImplementedError
+    def dequantised(self) -> nn.Module:
+        """A dense layer of the same values: this one, where it is dense."""
+        return self.layer
 
     def write_beside(self, param: torch.Tensor, rows: slice, values: torch.Tensor) -> None:
         """Set `rows` of a parameter of the adapter, as `own_rows` counts them; values [rows, .]. Collective."""

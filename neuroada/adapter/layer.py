@@ -91,10 +91,11 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
             self.neuroada_delta[adapter] = nn.Parameter(delta)
             sharding.adopt(self, weight, self.params(adapter))
         self.unselected.add(adapter)
-        self.freeze_neurons(adapter, config)
         loading = config.base_fingerprint is not None or self.params(adapter)[0].is_meta
         if not loading and config.selection in FROM_WEIGHTS:
             self.select(adapter, config)
+        else:
+            self.freeze_neurons(adapter, config)
 
     def select(self, adapter: str, config: NeuroAdaConfig) -> None:
         """Choose the adapter's connections from the weight. Collective where the weight is sharded."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from neuroada.adapter.adapter_file import AGAIN, PREFIX, TENSORS_FILE, check_finite, read_adapter, read_config
-from neuroada.adapter.layer import neuroada_layers
 from neuroada.errors import UserError
 from neuroada.files import read_header
 
@@ -50,9 +49,6 @@ def check_loaded(model: "PeftModel", folder: Path, adapter: str = "default") -> 
     from peft.utils import get_peft_model_state_dict
 
     path = folder / TENSORS_FILE
-    carrying = [layer for layer in neuroada_layers(model) if adapter in layer.neuroada_idx]
-    if missing := [layer.name for layer in carrying if not layer.is_selected(adapter)]:
-        raise UserError(f"{path}: lacks the connections of {len(missing)} modules, {missing[0]} among them; {OTHER}")
     stored = {tensor.name for tensor in read_header(path, AGAIN)[0]}
     needed = set(get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False))
     known = {f"{PREFIX}{name}" for name, _ in model.get_base_model().named_parameters()}  # embeddings saved beside it

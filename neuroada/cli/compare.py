@@ -22,7 +22,7 @@ from typing import Any
 from neuroada.cli.command import Parser
 from neuroada.comparison.contenders import EXAMPLE, Comparison, Contender, numbers, read_contenders
 from neuroada.comparison.runs import one
-from neuroada.config.recipe import Recipe
+from neuroada.config.recipe import Recipe, load_recipe
 from neuroada.errors import UserError
 
 
@@ -59,6 +59,8 @@ def main(argv: list[str]) -> None:
     methods, seeds = read_contenders(args.methods, args.lrs), numbers("--seeds", args.seeds, int)
     if not seeds:
         raise UserError("--seeds: names no seed; give some, such as --seeds 1,2,3")
+    if load_recipe(args.recipe, args.overrides).task is None:
+        raise UserError(f"--recipe {args.recipe}: trains on own data, and runs are compared on a task; give another")
     comparison = Comparison(args.recipe, tuple(args.overrides), args.validation, Path(args.out))
     if args.match:
         methods = matched(args.match, methods, comparison)

@@ -1,5 +1,6 @@
 """What is measured of one run: losses on what is held out, accuracies, sizes, times; of the merged model."""
 
+from functools import cache, partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -7,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from neuroada.comparison.runs import deciding
 from neuroada.config.recipe import Recipe, load_recipe
+from neuroada.evaluation.source import Source, resolve_tasks
 from neuroada.files import read_json, write_json
-from neuroada.objectives import Objective, make_objective
+from neuroada.objectives import make_objective
 from neuroada.registry import METHODS
 from neuroada.runs.run_folder import RunFolder
 
@@ -26,28 +28,30 @@ def measure(folder: Path, base: bool) -> None:
         scored = folder / "results.json"  # the run has scored itself, on all its ranks
         if scored.is_file():
             result["tasks"] = read_json(scored)["tasks"]
+    entry = result.get("tasks", {}).get(recipe.task, {})
+    source = Source.of_trained(folder / METHODS.load(recipe.adapter.method).folder, recipe.model)
+    loaded = cache(partial(_load, Source(recipe.model) if base else source))
+    result |= objective.compared_losses(entry, loaded)
     if objective.generates:
-        result |= of_loaded_model(folder, recipe, objective, base)
-    else:
-        result |= objective.recorded_losses({} if base else result["tasks"][recipe.task])
+        result |= of_loaded_model(folder, recipe, *loaded(), base)
     write_json(folder / "result.json", result)
 
 
-def of_loaded_model(folder: Path, recipe: Recipe, objective: Objective, base: bool) -> dict[str, Any]:
-    """What loading the model shows: losses on what is held out; what merging costs; accuracies of the base."""
+def _load(source: Source) -> tuple[Any, Any]:
     import torch
 
-    from neuroada.evaluation.evaluate import evaluate_tasks
     from neuroada.evaluation.load import load
-    from neuroada.evaluation.source import Source, resolve_tasks
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trained = Source.of_trained(folder / METHODS.load(recipe.adapter.method).folder, recipe.model)
-    source = Source(recipe.model) if base else trained
-    model, tokenizer = load(source, "auto", device)
-    result: dict[str, Any] = {**objective.held_out_losses(model, tokenizer)}
+    return load(source, "auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def of_loaded_model(folder: Path, recipe: Recipe, model: Any, tokenizer: Any, base: bool) -> dict[str, Any]:
+    """What loading the model shows besides: what merging costs; accuracies of the base."""
+    from neuroada.evaluation.evaluate import evaluate_tasks
+
+    result: dict[str, Any] = {}
     if not base:
-        result["merged_cost"] = merged_cost(model, load(Source(recipe.model), "auto", device)[0])
+        result["merged_cost"] = merged_cost(model, _load(Source(recipe.model))[0])
     elif recipe.evaluate.tasks:
         scored = evaluate_tasks(
             model,
@@ -57,7 +61,7 @@ def of_loaded_model(folder: Path, recipe: Recipe, objective: Objective, base: bo
             folder,
             limit=recipe.evaluate.limit,
             trained_on=recipe.task,
-            identity=source.identity(),
+            identity=Source(recipe.model).identity(),
         )
         result["tasks"] = scored["tasks"]
     return result

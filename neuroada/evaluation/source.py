@@ -17,7 +17,9 @@ def resolve_tasks(names: Iterable[str]) -> list[Task]:
     tasks = find_tasks(names)
     for task in tasks:
         if task.objective == "classification":
-            raise UserError(f"task {task.name}: GLUE is not generated; launch/train.py scores it as it trains")
+            raise UserError(
+                f"task {task.name}: is classified, not generated; leave evaluate.tasks out, and a run is scored on it"
+            )
     return tasks
 
 

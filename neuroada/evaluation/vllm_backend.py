@@ -15,6 +15,8 @@ from neuroada.evaluation.questions import Scored
 from neuroada.evaluation.source import Source
 from neuroada.quantised import dequantise
 
+NO_OPTIONS = "backend: vllm scores no multiple choice; give --backend hf"
+
 DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -64,7 +66,7 @@ class VllmBackend:
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def plan_options(self, lengths: Sequence[Sequence[int]]) -> list[Batch]:
-        raise UserError("backend: vllm scores no multiple choice; give --backend hf")
+        raise UserError(NO_OPTIONS)
 
     def log_likelihoods(self, sequences: Sequence[Scored], rows: int, on_finished: Callable[[], Any]) -> list[float]:
-        raise NotImplementedError  # nothing is planned
+        raise UserError(NO_OPTIONS)

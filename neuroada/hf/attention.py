@@ -1,11 +1,10 @@
 """Attention over packed rows: sequences that lie end to end must not see each other.
 
 Position ids that start again at 0 say where a sequence begins. On a GPU, flash-attn's variable-length kernels take them
-as they are. Elsewhere `packed_sdpa` does the same with torch's own attention: the row is cut at the sequences' starts
+as they are. Elsewhere `packed_sdpa` does the same with torch's own attention: the row is split at the sequences' starts
 and each piece attends causally to itself, so that no [tokens, tokens] mask is built and no masked product is computed.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
 from neuroada.hf import attention_sinks
+from neuroada.hf.packed import split_sequences
 
 
 def choose_attention(packing: bool, dtype: str, device: torch.device, sinks: bool = False) -> str:
@@ -63,11 +63,9 @@ def packed_sdpa(
     one_row = len(query) == 1 and query.shape[2] == key.shape[2]
     if attention_mask is not None or position_ids is None or not one_row:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    starts = [*(position_ids[0] == 0).nonzero().flatten().tolist(), query.shape[2]]
-    lengths = [end - start for start, end in pairwise(starts)]
     pieces = [
         F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=True)
-        for q, k, v in zip(*(states.split(lengths, 2) for states in (query, key, value)), strict=True)
+        for q, k, v in split_sequences(position_ids, query, key, value)
     ]
     return torch.cat(pieces, 2).transpose(1, 2), None
 

@@ -1,10 +1,11 @@
 """Packed attention for models with attention sinks (gpt-oss), which neither torch's function nor flash-attn 2 knows.
 
 A sink is a learnt logit per head that takes part in every softmax and has no value: here it is one more key, of zeros.
-The row is cut at the sequences' starts for every layer, those with a sliding window too: gpt-oss makes its masks
+The row is split at the sequences' starts for every layer, those with a sliding window too: gpt-oss makes its masks
 without looking at position ids (transformers 5.23), so that a mask of the whole row would join neighbours.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+
+from neuroada.hf.packed import split_sequences
 
 WITH_SINKS = ("gpt_oss",)
 NAME = "packed_sinks"  # transformers refuses these models every implementation with sdpa in its name
@@ -41,13 +44,11 @@ def packed_sinks(
     attention_mask [b, 1, tokens, kv] bool says what is seen; without it a row holds whole sequences.
     """
     assert s_aux is not None
-    lengths = [query.shape[2]]
+    sequences: Iterable[tuple[torch.Tensor, ...]] = [(query, key, value)]
     if attention_mask is None and position_ids is not None and query.shape[2] == key.shape[2]:
-        starts = (position_ids[0] == 0).nonzero().flatten()
-        lengths = starts.diff(append=starts.new_tensor([query.shape[2]])).tolist()
-    cut = [(part,) if len(lengths) == 1 else part.split(lengths, 2) for part in (query, key, value)]
+        sequences = split_sequences(position_ids, query, key, value)
     pieces = []
-    for q, k, v in zip(*cut, strict=True):
+    for q, k, v in sequences:
         seen = _causal(q, k, sliding_window) if attention_mask is None else attention_mask
         pieces.append(_attend(q, k, v, seen, s_aux, dropout_p=dropout, scale=scaling))
     return torch.cat(pieces, 2).transpose(1, 2), None

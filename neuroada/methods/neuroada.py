@@ -74,8 +74,9 @@ class NeuroAda(PeftMethod):
         tuner = cast(Any, model)
         for layer in _layers(model):
             sharding.stored(layer.neuroada_delta["default"]).zero_()
-            layer.freeze_neurons("default", tuner.peft_config["default"])
-            if not self.adapter.selects_later:
+            if self.adapter.selects_later:
+                layer.freeze_neurons("default", tuner.peft_config["default"])
+            else:
                 layer.select("default", tuner.peft_config["default"])
 
     def choose(self, engine: Engine, model: nn.Module, calibration: Calibration) -> None:

@@ -1,7 +1,7 @@
 """The interface of an objective. A new one is a subclass, a line in neuroada/registry.py, and tasks that name it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -12,6 +12,7 @@ from torch import nn
 from neuroada.config.recipe import Recipe
 from neuroada.data.mixing import Order
 from neuroada.engines import Engine
+from neuroada.errors import UserError
 from neuroada.objectives.micro_batch import MicroBatch
 from neuroada.registry import OBJECTIVES
 from neuroada.tasks.table import Task, get_task
@@ -139,17 +140,17 @@ class Objective(ABC):
         """What scores the model as it trains; None: it is saved as it is at the end."""
         return None
 
-    # ---- in a comparison: "validation" chooses between runs (lower is better), "test" is reported
+    # ---- in a comparison
 
-    def held_out_losses(self, model: nn.Module, tokenizer: Any) -> dict[str, float | None]:
-        """{"validation", "test"}: losses of a loaded model on what train.held_out keeps apart; of objectives that
-        generate."""
-        raise NotImplementedError
+    def compared_losses(
+        self, entry: Mapping[str, Any], load: Callable[[], tuple[nn.Module, Any]]
+    ) -> dict[str, float | None]:
+        """{"validation", "test"} of a run: the first chooses between runs (lower is better), the second is reported.
 
-    def recorded_losses(self, entry: Mapping[str, Any]) -> dict[str, float | None]:
-        """{"validation", "test"}: losses that the run's own validation wrote into its entry of results.json; of the
-        other objectives. `entry` is empty for the untrained model."""
-        raise NotImplementedError
+        entry: what the run's own validation wrote into results.json; empty for the untrained model. load: returns the
+        trained model and its tokenizer. UserError: an objective that is not compared.
+        """
+        raise UserError(f"objective {self.name}: its runs are not compared; give a recipe with a task")
 
     # ---- other runs beside this one
 

@@ -1,5 +1,6 @@
 """Causal language modelling: the answer's tokens after the prompt's."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,11 @@ class CausalLM(Objective):
             del batch.inputs["attention_mask"]
         return batch
 
-    def held_out_losses(self, model: nn.Module, tokenizer: Any) -> dict[str, float | None]:
-        recipe = self.recipe
+    def compared_losses(
+        self, entry: Mapping[str, Any], load: Callable[[], tuple[nn.Module, Any]]
+    ) -> dict[str, float | None]:
+        """Of the loaded model, on what train.held_out leaves out."""
+        recipe, (model, tokenizer) = self.recipe, load()
         _, *parts = hold_out(load_examples(self.task, "train", recipe.data_dir), recipe.train.held_out)
         found: dict[str, float | None] = {}
         for name, part in zip(("validation", "test"), parts, strict=True):

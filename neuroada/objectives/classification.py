@@ -1,6 +1,6 @@
 """GLUE with an encoder: texts to labels instead of prompts to answers; the rest of a run is the same."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,10 @@ class Classification(Objective):
     def validation(self, engine: Engine) -> EpochValidation:
         return EpochValidation(engine, self.recipe, self.task, self.tokenizer, len(self.data))
 
-    def recorded_losses(self, entry: Mapping[str, Any]) -> dict[str, float | None]:
+    def compared_losses(
+        self, entry: Mapping[str, Any], load: Callable[[], tuple[nn.Module, Any]]
+    ) -> dict[str, float | None]:
+        """As the run's own validation recorded them."""
         if not entry:
             return {"validation": None}
         return {"validation": entry["validation"]["loss"], "test": entry["loss"]}

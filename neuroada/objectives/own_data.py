@@ -1,5 +1,6 @@
 """Own data: what the objectives over it share, and supervised fine-tuning, the plainest of them."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +77,15 @@ class OwnData(Objective):
             return None
         return LossValidation(engine, self.recipe, self, self.held_out, len(self.data))
 
+    @abstractmethod
     def held_out_parts(
         self, model: nn.Module, data: TokenData, chosen: np.ndarray, device: torch.device
     ) -> torch.Tensor:
         """Forward without gradient of the held-out items `chosen`: their summed losses, [terms] fp32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def held_out_loss(self, sums: torch.Tensor, data: TokenData) -> float:
         """The loss of all held-out items, from the sums over them."""
-        raise NotImplementedError
 
     def longest_batch(self, vocab_size: int) -> MicroBatch:
         train = self.recipe.train

@@ -1,5 +1,7 @@
 """Preference tuning: of two answers to a prompt, the better one is to become the likelier one."""
 
+from abc import abstractmethod
+
 import numpy as np
 import torch
 from torch import nn
@@ -19,13 +21,13 @@ class Preference(OwnData):
     pairs = True
     terms: int  # sums that make up the loss
 
+    @abstractmethod
     def sums(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         """Forward; the summed losses of this batch, [terms] fp32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def normalisers(self, data: TokenData, items: np.ndarray) -> torch.Tensor:
         """What each of them is divided by, of the whole of `items`: [terms] fp32."""
-        raise NotImplementedError
 
     def summed_loss(self, model: nn.Module, batch: MicroBatch) -> torch.Tensor:
         return self.sums(model, batch).sum()

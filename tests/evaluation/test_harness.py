@@ -6,22 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness_task import TASK
 
 from neuroada.errors import UserError
 from neuroada.evaluation.evaluate import evaluate_tasks
 from neuroada.evaluation.source import resolve_tasks
 
-TASK = """
-task: sums
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: {metrics}
-"""
 OWN = """
 name: own
 path: {data}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness_task import TASK
 from safetensors.torch import load_file
 
 from neuroada import NeuroAdaConfig
@@ -17,17 +18,6 @@ from neuroada.sources.tiny import make_tiny
 pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install -r requirements-dev.txt")
 
 ROOT = Path(__file__).parents[2]
-TASK = """
-task: sums
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
 PLAIN = [sys.executable, "-m", "lm_eval"]  # what the console script `lm_eval` calls
 WITH_NEUROADA = [sys.executable, "-c", "import neuroada, lm_eval.__main__ as lm; lm.cli_evaluate()"]
 
@@ -64,7 +54,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
         choices = [str(a + b + shift) for shift in draw.sample([0, 1, 2, 3], 4)]
         rows.append({"question": f"{a} + {b} =", "choices": choices, "answer": choices.index(str(a + b))})
     (folder / "test.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "sums.yaml").write_text(TASK.format(data=folder / "test.json"))
+    (folder / "sums.yaml").write_text(TASK.format(data=folder / "test.json", metrics="[{metric: acc}]"))
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,8 +33,8 @@ def ours(tmp_path: Path, tiny: Path, objective: str = "dpo") -> list[float]:
     return list(losses(tmp_path / "run").values())
 
 
-def trls(tmp_path: Path, tiny: Path) -> list[float]:
-    trl = pytest.importorskip("trl")
+def trls(tmp_path: Path, tiny: Path, trainer_class: type, config_class: type, **options: Any) -> list[float]:
+    """The losses of ten steps of a trainer of TRL's."""
     from datasets import Dataset
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,7 +44,7 @@ def trls(tmp_path: Path, tiny: Path) -> list[float]:
     order = [int(i) for step in range(STEPS) for i in Order((len(PAIRS),), seed=7).batch(step, BATCH)]
     found: list[float] = []
 
-    class Recording(trl.DPOTrainer):
+    class Recording(trainer_class):
         def compute_loss(self, *args, **kwargs):
             loss = super().compute_loss(*args, **kwargs)
             found.append(float(loss[0] if isinstance(loss, tuple) else loss))
@@ -51,11 +52,11 @@ def trls(tmp_path: Path, tiny: Path) -> list[float]:
 
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     model = get_peft_model(base, NeuroAdaConfig(k=4, target_modules=TARGETS, task_type="CAUSAL_LM"))
-    args = trl.DPOConfig(
+    args = config_class(
         output_dir=str(tmp_path / "trl"), beta=0.3, learning_rate=LR, lr_scheduler_type="constant", warmup_steps=0,
         per_device_train_batch_size=BATCH, max_steps=STEPS, weight_decay=0.0, max_grad_norm=1.0, bf16=False,
         gradient_checkpointing=False, train_sampling_strategy="sequential", report_to=[], use_cpu=True, logging_steps=1,
-        save_strategy="no", max_length=256,
+        save_strategy="no", max_length=256, **options,
     )  # fmt: skip
     dataset = Dataset.from_list([PAIRS[i] for i in order])
     trainer = Recording(
@@ -66,7 +67,8 @@ def trls(tmp_path: Path, tiny: Path) -> list[float]:
 
 
 def test_dpo_is_trls(tmp_path: Path, tiny: Path) -> None:
-    expected = trls(tmp_path, tiny)
+    trl = pytest.importorskip("trl", reason="trl is not installed: pip install trl==1.16.0")
+    expected = trls(tmp_path, tiny, trl.DPOTrainer, trl.DPOConfig)
     found = ours(tmp_path, tiny)
     assert len(expected) == STEPS
     assert found[0] == pytest.approx(0.6931, abs=1e-4) and found[-1] < found[0] - 0.05
