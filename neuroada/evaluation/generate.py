@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from neuroada.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -69,10 +71,15 @@ def plan_options(lengths: Sequence[Sequence[int]], batch_tokens: int) -> list[Ba
 
 
 def stop_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> set[int]:
-    """The ids that end a generation: the tokenizer's EOS and those of the model's generation config."""
+    """The ids that end a generation: the tokenizer's EOS and those of the model's generation config. UserError."""
     configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ids = configured if isinstance(configured, list) else [configured]
-    return {int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None}
+    ids = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    if not all(isinstance(i, int) for i in ids):
+        raise UserError(
+            f"generation_config.json of the model: eos_token_id is {configured!r:.60}, not a token's number or a list "
+            f"of them; fetch the model again"
+        )
+    return {*ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
 
 
 @torch.no_grad()  # not inference_mode: a model that trains on may keep tensors made here

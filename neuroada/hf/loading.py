@@ -28,6 +28,8 @@ def load_tokenizer(source: str, field: str = "model = ") -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}, not a number")
     except Exception as error:  # of several libraries, whatever odd files provoke
         raise UserError(f"{field}{source}: no tokenizer there: {first_line(error)}; {AGAIN}") from error
     return tokenizer

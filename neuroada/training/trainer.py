@@ -119,11 +119,11 @@ class Trainer:
         check_ranks(engine, recipe, self.objective.data_fingerprint)
         torch.manual_seed(recipe.train.seed)
         with together(engine):
-            self.model = engine.load(RecipeModelBuilder(recipe, self.method, self.objective, compute))
-            check_finite(
-                ((name, sharding.elements(param)) for name, param in self.model.named_parameters()),
-                f"model = {recipe.model}",
-            )
+            builder = RecipeModelBuilder(recipe, self.method, self.objective, compute)
+            self.model = engine.load(builder)
+            # What the files lack, as a new classifier, has junk in its memory until `start` sets it.
+            named = ((name, param) for name, param in self.model.named_parameters() if builder.checkpoint_has(name))
+            check_finite(((name, sharding.elements(param)) for name, param in named), f"model = {recipe.model}")
         self.method.prepare(self.model, engine.device, compute)
         self.objective.start(self.model)
         if recipe.train.activation_checkpointing:

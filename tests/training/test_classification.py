@@ -116,6 +116,19 @@ def test_every_engine_learns_and_scores_the_same(runs: dict[tuple[str, int], Pat
             assert found[name].float().numpy() == pytest.approx(tensor.float().numpy(), abs=2e-5), (folder, name)
 
 
+def test_a_new_classifier_is_read_only_once_it_is_set(
+    runs: dict[tuple[str, int], Path], encoder: Path, data: Path, tmp_path: Path
+) -> None:
+    """No file has its values, and a sharded model is built in memory that holds whatever was there before."""
+    wanted = [
+        {"recipe": "minilm_sst2", "overrides": fields(encoder, data, tmp_path / engine, *ENGINES[engine])}
+        for engine in ("fsdp2", "zero3")
+    ]
+    run_ranks(2, "ranks.py", wanted, tmp_path, NAN_IN_NEW_MEMORY="1")
+    for engine in ("fsdp2", "zero3"):
+        assert_same_curve(losses(tmp_path / engine), losses(runs["single", 1]))
+
+
 def test_the_command_trains_and_scores(encoder: Path, data: Path, tmp_path: Path) -> None:
     """As a user runs it: the recipe as it is, the frozen base first."""
     folder = tmp_path / "run"
