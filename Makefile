@@ -30,7 +30,7 @@ models/smollm2-135m/source.json: | $(VENV)/ready
 # Fine-tune a real Llama on problems that need no download, and score base and tuned model on held-out ones.
 train: setup models/smollm2-135m/source.json
 	@echo "== the base model"
-	$(BIN)/python launch/evaluate.py --model models/smollm2-135m --tasks arithmetic --out runs/quickstart/base
+	$(BIN)/python launch/evaluate.py --model models/smollm2-135m --tasks sums --out runs/quickstart/base
 	@echo; echo "== training, then the tuned model"
 	PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed --num_gpus 1 launch/train.py --recipe quickstart
 

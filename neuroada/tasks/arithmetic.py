@@ -1,4 +1,4 @@
-"""The quick start's problems: sums of two or three numbers of two digits, made by reasoning-gym from a seed."""
+"""Problems that need no download: sums of a few numbers of two digits, made by reasoning-gym from a seed."""
 
 import functools
 import re
@@ -12,30 +12,30 @@ TRAIN_SEED, TEST_SEED = 0, 1_000_000_000  # reasoning-gym draws item i from seed
 
 
 @functools.cache
-def generate(split: str) -> tuple[dict[str, str], ...]:
-    """The examples of `split`, train (20,000) or test (200): the same on every machine.
+def generate(split: str, max_terms: int = 3) -> tuple[dict[str, str], ...]:
+    """The examples of `split`, train (20,000) or test (200), with 2 to `max_terms` numbers: the same on every machine.
 
     The test problems are distinct, and no training problem has a test problem's numbers in its order, whatever the
     signs between them: "12 + 34" in the test keeps "12 - 34" out of training too.
     """
     if split not in ("train", "test"):
-        raise UserError(f"task arithmetic: there is no split {split!r}; splits: train, test")
+        raise UserError(f"generated arithmetic: there is no split {split!r}; splits: train, test")
     tested: dict[tuple[str, ...], dict[str, str]] = {}
-    for problem in _problems(TEST_SEED):
+    for problem in _problems(TEST_SEED, max_terms):
         tested.setdefault(_numbers(problem), problem)
         if len(tested) == TEST_SIZE:
             break
     if split == "test":
         return tuple(tested.values())
-    fresh = (problem for problem in _problems(TRAIN_SEED) if _numbers(problem) not in tested)
+    fresh = (problem for problem in _problems(TRAIN_SEED, max_terms) if _numbers(problem) not in tested)
     return tuple(problem for problem, _ in zip(fresh, range(TRAIN_SIZE), strict=False))
 
 
-def _problems(seed: int) -> Iterator[dict[str, str]]:
+def _problems(seed: int, max_terms: int) -> Iterator[dict[str, str]]:
     import reasoning_gym  # here: it takes more than a second
 
     made: Any = reasoning_gym.create_dataset(
-        "chain_sum", min_terms=2, max_terms=3, min_digits=2, max_digits=2, seed=seed, size=2 * TRAIN_SIZE
+        "chain_sum", min_terms=2, max_terms=max_terms, min_digits=2, max_digits=2, seed=seed, size=2 * TRAIN_SIZE
     )
     for item in made:
         yield {"instruction": item["question"], "input": "", "output": item["answer"], "answer": item["answer"]}

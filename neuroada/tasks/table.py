@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -65,7 +66,7 @@ class Task:
     """
 
     name: str
-    suite: str  # commonsense | math | arithmetic | glue | own
+    suite: str  # commonsense | math | arithmetic | sums | glue | own
     prompt: Callable[[Example], str]
     target: Callable[[Example], str]
     published: Rule
@@ -137,6 +138,18 @@ def _math(name: str, train_file: str | None, test_file: str | None, answers: Ans
     )
 
 
+def _generated(name: str, max_terms: int) -> Task:
+    return replace(
+        _math(name, None, None),
+        suite=name,
+        prompt=prompts.instruction_line,
+        target=prompts.answer,
+        sound=Rule(scoring.first_line_number, scoring.same_number),
+        max_new_tokens=16,
+        generate=partial(arithmetic.generate, max_terms=max_terms),
+    )
+
+
 def _glue(name: str, text_columns: tuple[str, ...], num_labels: int, metric: str = "accuracy") -> Task:
     labels = one_of(*map(str, range(num_labels)))
     exact = Rule(str.strip, scoring.same_text)
@@ -191,16 +204,9 @@ _ROWS = [
         sound=Rule(scoring.sound_letter, scoring.same_text),
         baseline=scoring.majority,
     ),
-    # The quick start: no download.
-    replace(
-        _math("arithmetic", None, None),
-        suite="arithmetic",
-        prompt=prompts.instruction_line,
-        target=prompts.answer,
-        sound=Rule(scoring.first_line_number, scoring.same_number),
-        max_new_tokens=16,
-        generate=arithmetic.generate,
-    ),
+    # No download.
+    _generated("arithmetic", max_terms=3),
+    _generated("sums", max_terms=2),
     _glue("cola", _SINGLE, 2, "matthews"),
     replace(_glue("mnli", _PAIR, 3), mismatched="validation_mismatched"),
     _glue("mrpc", _PAIR, 2),

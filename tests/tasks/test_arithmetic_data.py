@@ -1,4 +1,6 @@
-"""The quick start's generated problems."""
+"""Generated problems: arithmetic, and the quick start's sums."""
+
+import re
 
 import pytest
 
@@ -38,6 +40,15 @@ def test_answers_are_right():
         assert TASK.prompt(row) == row["instruction"] + "\n"
         assert TASK.sound(TASK.target(row), row["answer"]).correct
         assert TASK.published(TASK.target(row), row["answer"]).correct
+
+
+def test_sums_are_of_two_numbers():
+    sums = get_task("sums")
+    train, test = (load_examples(sums, split, "nowhere") for split in ("train", "test"))
+    assert all(len(re.findall(r"\d+", row["instruction"])) == 2 for row in (*train, *test))
+    assert (len(train), len(test)) == (20_000, 200)
+    assert contamination(test, train) == set()
+    assert fingerprint(test) == "8a8e087c130fcb53291e6c2259a881b45ddce6b4413a144ed14daa8e6847958b"
 
 
 def test_no_validation_split():

@@ -37,7 +37,7 @@ def test_training_suites():
     assert get_task("commonsense_15k").train_file == get_task("commonsense_15k").test_file == "commonsense_15k"
     assert not get_task("commonsense_15k").tests_its_suite and get_task("boolq").tests_its_suite
     assert get_task("math_clean").train_file == "math_10k_clean"
-    assert len(TASKS) == 8 + 7 + 8 + 4 + 1
+    assert len(TASKS) == 8 + 7 + 8 + 4 + 2
 
 
 def test_unknown_name_offers_the_nearest():
