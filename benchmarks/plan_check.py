@@ -15,7 +15,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 STRATEGIES = ("zero1", "zero2", "zero3", "fsdp2")
 
 
@@ -60,7 +59,7 @@ def check(
         ds_config.write_text(json.dumps({"zero_optimization": {"stage": stage, **options}}))
         values = {
             "model": model, "task": "arithmetic", "output_dir": folder, "provenance": "made for a check",
-            "adapter": {"k": 20, "target_modules": TARGETS}, "base": {"model_dtype": base},
+            "adapter": {"k": 20, **targets(model)}, "base": {"model_dtype": base},
             "optimizer": {"lr": 1e-3},
             "train": {"global_batch_size": 2 * ranks, "micro_batch_size": 2, "max_length": 256, "dtype": "bf16",
                       "activation_checkpointing": checkpointing},
@@ -75,6 +74,15 @@ def check(
         if done.returncode:
             sys.exit(f"{strategy} on {ranks}: {done.stderr[-6000:]}")
         return planned(values, strategy, ranks, options), json.loads(result.read_text())
+
+
+def targets(model: str) -> dict[str, list[str]]:
+    """The modules and experts' parameters that are adapted by default."""
+    from neuroada.adapter.default_targets import TARGET_MODULES, TARGET_PARAMETERS
+    from neuroada.hf.config import find_config
+
+    kind = find_config(model)[0].model_type
+    return {"target_modules": TARGET_MODULES[kind], "target_parameters": TARGET_PARAMETERS.get(kind, [])}
 
 
 def planned(values: dict[str, Any], strategy: str, ranks: int, options: dict[str, Any]) -> int:

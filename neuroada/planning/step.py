@@ -6,7 +6,7 @@ this equals the recording of all layers).
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from neuroada.adapter import NeuroAdaLinear
+from neuroada.adapter.experts import NeuroAdaExpertsWeight
 from neuroada.config.recipe import Recipe
 from neuroada.engines import adamw, trainable_parameters
 from neuroada.hf.attention_sinks import has_sinks
@@ -31,7 +32,10 @@ RECORDED_LAYERS = 3
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter, or a mask. kind: weights, idx, delta, mask or classifier; layer: None outside the layers."""
+    """A parameter, or a mask. kind: weights, idx, delta, mask or classifier; layer: None outside the layers.
+
+    rows: of its first dimension, along which it is sharded; where `experts`, of one row each.
+    """
 
     kind: str
     numel: int
@@ -40,6 +44,7 @@ class Parameter:
     trained: bool
     layer: int | None
     entries: int  # of the matrix; of a quantised one more than its bytes
+    experts: bool = False  # a token meets only the few that its router chose
 
     @property
     def nbytes(self) -> int:
@@ -72,17 +77,26 @@ def record_step(recipe: Recipe, config: Any, accumulating: bool, method: Method 
     """
     method, objective = method or make_method(recipe), make_objective(recipe)
     layers = config.num_hidden_layers
-    kinds = set(getattr(config, "layer_types", None) or ["same"])
-    alike = len(kinds) == 1 or has_sinks(config)  # whose layers differ in what they see alone, which a plan leaves out
-    recorded = RECORDED_LAYERS if layers > RECORDED_LAYERS and alike else layers
     with warnings.catch_warnings(action="ignore"):  # libraries' advice to trainers would bury the plan
         full = on_meta(config, recipe, method, objective)
         params = [param for _, group in _owners(full, method) for param in group]
+        recorded = RECORDED_LAYERS if layers > RECORDED_LAYERS and _alike(config, params) else layers
         model = on_meta(config, recipe, method, objective, recorded)
         timeline, groups = _record(recipe, model, method, objective, accumulating)
     if recorded < layers:
         timeline = repeat_middle_layer(timeline, layers, len(groups))
     return Step(params, timeline, groups, accumulating, method.trainable(full))
+
+
+def _alike(config: Any, params: list[Parameter]) -> bool:
+    """Whether every layer computes what the first ones do; a mixture's first may have no experts."""
+    kinds = set(getattr(config, "layer_types", None) or ["same"])
+    same = len(kinds) == 1 or has_sinks(config)  # whose layers differ in what they see alone, which a plan leaves out
+    by_layer: dict[int, list[Parameter]] = {}
+    for param in params:
+        if param.layer is not None:
+            by_layer.setdefault(param.layer, []).append(replace(param, layer=0))
+    return same and all(found == by_layer[0] for found in by_layer.values())
 
 
 def _record(
@@ -196,12 +210,14 @@ def _owners(model: nn.Module, method: Method) -> Iterator[tuple[nn.Module, list[
         if whole:
             inside.update(id(child) for child in module.modules())
         params = []
+        experts = isinstance(module, NeuroAdaExpertsWeight) or hasattr(module, "num_experts")
         for param in module.parameters(recurse=whole):
             if id(param) not in seen:
                 seen.add(id(param))
                 shape = (_kind(names[id(param)], method), param.numel(), param.itemsize, len(param))
                 holds = entries.get(id(param), param.numel())
-                params.append(Parameter(*shape, param.requires_grad, layer_of.get(id(module)), holds))
+                layer = layer_of.get(id(module))
+                params.append(Parameter(*shape, param.requires_grad, layer, holds, experts and param.ndim == 3))
         if params:
             yield module, params
 

@@ -23,10 +23,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from neuroada.config.ds_config import zero_options
 from neuroada.planning.step import Parameter, Step
 from neuroada.planning.timeline import ACTIVATIONS, GRADIENTS, TEMPORARY, USE
+from neuroada.sharding.count import kept_numel
 
 STRATEGIES = ("single", "zero0", "zero1", "zero2", "fsdp2", "zero3_hpz", "zero3", "zero3_offload")
 """From the cheapest to run to the dearest: more communication to the right."""
@@ -59,17 +61,21 @@ def memory(step: Step, strategy: str, world_size: int, options: dict[str, Any] |
     sharded = strategy in SHARDED
     shards = shard_ranks(world_size, options)
     trained = [param for param in step.params if param.trained]
-    trained_here = sum(share(param.numel, shards) for param in trained)
+
+    def share(param: Parameter) -> int:
+        return share_of(param, shards, strategy)
+
+    trained_here = sum(share(param) for param in trained)
     kept: dict[str, int] = dict.fromkeys(("weights", "idx", "delta"), 0)
     for param in step.params:
-        numel = share(param.numel, shards) if sharded else param.numel
+        numel = share(param) if sharded else param.numel
         kept[param.kind] = kept.get(param.kind, 0) + numel * param.itemsize
         if strategy == "zero3_hpz":
-            kept[param.kind] += share(param.numel, int(zero["zero_hpz_partition_size"])) * param.itemsize
+            kept[param.kind] += share_of(param, int(zero["zero_hpz_partition_size"]), strategy) * param.itemsize
     if strategy in ("single", "zero0"):
         kept["optimizer"] = 2 * sum(param.nbytes for param in trained)
     elif strategy == "fsdp2":
-        kept["optimizer"] = 2 * sum(share(param.numel, shards) * param.itemsize for param in trained)
+        kept["optimizer"] = 2 * sum(share(param) * param.itemsize for param in trained)
     else:
         kept["optimizer"] = 3 * FP32 * trained_here  # master copy and two moments
 
@@ -80,8 +86,9 @@ def memory(step: Step, strategy: str, world_size: int, options: dict[str, Any] |
     if strategy == "zero2" or strategy.startswith("zero3"):
         gradients = np.full_like(gradients, FP32 * trained_here)  # whole ones stand in the buckets only
     elif strategy == "fsdp2":
-        gradients = np.full_like(gradients, sum(share(p.numel, shards) * p.itemsize for p in trained))
-        reducing += 2 * max(_bytes_by_layer(trained).values(), default=0)  # one layer's, and their reduce-scatter
+        gradients = np.full_like(gradients, sum(share(p) * p.itemsize for p in trained))
+        # One layer's whole ones, and their reduce-scatter.
+        reducing += 2 * max(_bytes_by_layer(trained, shards).values(), default=0)
 
     offloaded = strategy == "zero3_offload" or bool((options or {}).get("cpu_offload"))
     host_bytes = 0
@@ -93,7 +100,7 @@ def memory(step: Step, strategy: str, world_size: int, options: dict[str, Any] |
         "activations": step.timeline.live(ACTIVATIONS),
         "temporary": step.timeline.live(TEMPORARY),
         "buckets": _buckets(step, strategy, zero),
-        "gathered": _gathered(step, strategy, zero),
+        "gathered": _gathered(step, strategy, zero, shards),
     }
     peak = int(sum(moving.values()).argmax())
     by_kind = kept | {kind: int(curve[peak]) for kind, curve in moving.items()}
@@ -105,9 +112,10 @@ def shard_ranks(world_size: int, options: dict[str, Any] | None) -> int:
     return int((options or {}).get("shard_size") or world_size)
 
 
-def share(numel: int, ranks: int) -> int:
-    """Elements a rank keeps of a parameter of `numel`: an equal part, the last one padded."""
-    return -(-numel // ranks)
+def share_of(param: Parameter, ranks: int, strategy: str) -> int:
+    """Elements that the fullest of `ranks` stores of a parameter; fsdp2 cuts between rows, so between experts."""
+    shape = torch.Size((param.rows, param.numel // param.rows))
+    return kept_numel(shape, ranks, "fsdp2" if strategy == "fsdp2" else "zero3")
 
 
 def _buckets(step: Step, strategy: str, zero: dict[str, Any]) -> np.ndarray:
@@ -123,17 +131,18 @@ def _buckets(step: Step, strategy: str, zero: dict[str, Any]) -> np.ndarray:
     return here * nbytes
 
 
-def _bytes_by_layer(params: list[Parameter]) -> dict[int | None, int]:
+def _bytes_by_layer(params: list[Parameter], ranks: int) -> dict[int | None, int]:
+    """Of what FSDP2 gathers from `ranks`: as much from each."""
     sizes: dict[int | None, int] = {}
     for param in params:
-        sizes[param.layer] = sizes.get(param.layer, 0) + param.nbytes
+        sizes[param.layer] = sizes.get(param.layer, 0) + ranks * share_of(param, ranks, "fsdp2") * param.itemsize
     return sizes
 
 
-def _gathered(step: Step, strategy: str, zero: dict[str, Any]) -> np.ndarray:
+def _gathered(step: Step, strategy: str, zero: dict[str, Any], shards: int) -> np.ndarray:
     """Bytes of gathered parameters after each event of the step's timeline."""
     if strategy == "fsdp2":
-        sizes = _bytes_by_layer(step.params)
+        sizes = _bytes_by_layer(step.params, shards)
         outside = sizes.pop(None, 0)  # embedding, last norm and head: one group, gathered until backward is through
         whole = outside + FSDP2_LAYERS * max(sizes.values(), default=0)
         optimizer = [number for number, (name, _) in enumerate(step.timeline.names) if name == "optimizer"]

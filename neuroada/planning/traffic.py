@@ -6,6 +6,7 @@ from typing import Any
 from neuroada.config.recipe import Recipe
 from neuroada.objectives import objective_class
 from neuroada.planning.step import Parameter, Step
+from neuroada.planning.strategies import share_of
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,26 @@ def step_flops(recipe: Recipe, config: Any, step: Step) -> int:
     """Multiplications and additions of the matrix products of one optimizer step.
 
     A weight costs 2 per token in forward and 2 for the gradient of its input; a trained entry 2 for its own gradient;
-    activation checkpointing runs the decoder layers' forward again. Attention is counted whole, 4 x length x width per
-    token and layer, 2.5 times that in backward. Embedding look-ups are free.
+    of a mixture's experts a token meets as many as its router chooses. Activation checkpointing runs the decoder
+    layers' forward again. Attention is counted whole, 4 x length x width per token and layer, 2.5 times that in
+    backward. Embedding look-ups are free.
     """
-    matrices = [p for p in step.params if p.kind in ("weights", "delta") and p.numel > p.rows]
+
+    def met(param: Parameter) -> float:
+        """Entries that a token is multiplied with."""
+        if not param.experts:
+            return param.entries
+        return param.entries * getattr(config, "num_experts_per_tok", param.rows) / param.rows
+
     embeddings = config.vocab_size * config.hidden_size
-    in_layers = sum(p.entries for p in matrices if p.kind == "weights" and p.layer is not None)
+    weights = [param for param in step.params if param.kind == "weights" and param.numel > param.rows]
+    in_layers = sum(met(param) for param in weights if param.layer is not None)
     objective = objective_class(recipe.task, recipe.objective.name)
     head = embeddings if objective.vocabulary_head else 0  # tied or not, multiplied once
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 4 * recipe.train.max_length * width * config.num_attention_heads * config.num_hidden_layers
-    trained = step.trainable
+    unmet = sum(param.entries - met(param) for param in step.params if param.trained)
+    trained = step.trainable - unmet
     again = in_layers * 2 + attention if recipe.train.activation_checkpointing else 0
     per_token = 4 * (in_layers + head) + 2 * trained + 3.5 * attention + again
     return int(per_token * recipe.train.global_batch_size * recipe.train.max_length)
@@ -65,6 +75,7 @@ def sent_bytes(
     """
     if world_size == 1:
         return 0, 0
+    shards = shards or world_size
     trained = [param for param in step.params if param.trained]
     gradients = sum(4 * param.numel for param in trained)
     ring = _ring(world_size)
@@ -75,13 +86,14 @@ def sent_bytes(
         return 0, int(ring * gradients * (reductions + 1))
 
     def gathered(params: list[Parameter]) -> int:
-        outside = sum(param.nbytes for param in params if param.layer is None)
-        inside = sum(param.nbytes for param in params if param.layer is not None)
+        outside = inside = 0
+        for param in params:
+            padded = shards * share_of(param, shards, strategy) * param.itemsize
+            outside, inside = (outside + padded, inside) if param.layer is None else (outside, inside + padded)
         return micro_batches * (2 * inside + (1 if strategy == "fsdp2" else 2) * outside)
 
     frozen = gathered([param for param in step.params if param.kind in ("weights", "mask")])
     adapter = gathered([param for param in step.params if param.kind in ("idx", "delta")])
-    shards = shards or world_size
     ring = _ring(shards)
     between = 2 * _ring(world_size // shards) * gradients / shards
     return int(ring * frozen), int(ring * (adapter + micro_batches * gradients) + micro_batches * between)

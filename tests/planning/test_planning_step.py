@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from neuroada.config.recipe import Recipe
 from neuroada.planning import step as planning_step
 from neuroada.planning.step import record_step
 from neuroada.planning.strategies import STRATEGIES, memory
+from neuroada.planning.traffic import step_flops
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -93,12 +94,41 @@ def test_a_strategy_cuts_what_it_says():
     assert offloaded.host_bytes > one["weights"] // 4
 
 
-@pytest.mark.parametrize("base", [None, "nf4"])
-def test_plan_equals_a_real_run(tmp_path, monkeypatch, base):
-    """One process and a tiny model; benchmarks/plan_check.py does the same for every engine."""
-    from transformers import LlamaForCausalLM
+def mixture_config(layers: int, **changed) -> Qwen3MoeConfig:
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2, "vocab_size": 128}  # fmt: skip
+    return Qwen3MoeConfig(**sizes, num_hidden_layers=layers, **changed)
 
-    LlamaForCausalLM(tiny_config(4)).to(torch.bfloat16).save_pretrained(tmp_path)
+
+def test_a_mixture_s_layers_are_not_all_alike():
+    """A dense first layer is no picture of those with experts: then all are recorded."""
+    recipe = tiny_recipe()
+    recipe.adapter.target_modules, recipe.adapter.target_parameters = ["q_proj"], ["experts.gate_up_proj"]
+    for dense, recorded in (([], 3), ([4], 5)):
+        step = record_step(recipe, mixture_config(5, mlp_only_layers=dense), accumulating=False)
+        assert {param.layer for group in step.groups for param in group} == {None, *range(recorded)}
+
+
+def test_a_token_meets_the_experts_that_its_router_chose():
+    recipe, config = tiny_recipe(), mixture_config(3)
+    recipe.adapter.target_modules, recipe.adapter.target_parameters = ["q_proj"], ["experts.down_proj"]
+    one, two = (
+        step_flops(recipe, config, record_step(recipe, config, False))
+        for config.num_experts_per_tok in (1, 2)  # type: ignore[attr-defined]
+    )
+    expert = 3 * 48 * 64
+    assert two - one == 2 * 48 * 3 * (4 * expert + 2 * 4 * 64)  # sequences, tokens, layers; weights and deltas
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [(LlamaForCausalLM, None), (LlamaForCausalLM, "nf4"), (Qwen3MoeForCausalLM, None)],
+    ids=["llama", "llama-nf4", "qwen3_moe"],
+)
+def test_plan_equals_a_real_run(tmp_path, monkeypatch, model, base):
+    """One process and a tiny model; benchmarks/plan_check.py does the same for every engine."""
+    config = tiny_config(4) if model is LlamaForCausalLM else mixture_config(4)
+    model(config).to(torch.bfloat16).save_pretrained(tmp_path)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     planned, counted = importlib.import_module("plan_check").check(str(tmp_path), "single", 1, base=base)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.utils import safe_get_local_grad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -55,14 +56,32 @@ def micro_batches(engine: Engine) -> list[MicroBatch]:
     ]
 
 
-def step(engine: Engine) -> float:
+def backward(engine: Engine) -> torch.Tensor:
+    """All of a step but the optimizer's; this rank's part of the loss."""
     loss = torch.zeros(())
     for micro in micro_batches(engine):
         part = answer_loss(engine.model, micro) / (SEQUENCES * (LENGTH - 1))
         engine.backward(part)
         loss += part.detach()
+    return loss
+
+
+def step(engine: Engine) -> float:
+    loss = backward(engine)
     engine.step(lr=1e-2)
     return engine.reduce(loss).item()
+
+
+def gradient_bytes(model: torch.nn.Module) -> int:
+    """Of what this rank holds of the gradients after backward; of ZeRO-1 and ZeRO-2 nothing is told."""
+    found = 0
+    for param in model.parameters():
+        if param.requires_grad and hasattr(param, "ds_id"):
+            grad = safe_get_local_grad(param)
+        else:
+            grad = getattr(param.grad, "_local_tensor", param.grad)
+        found += 0 if grad is None else grad.numel() * grad.element_size()
+    return found
 
 
 def stored_bytes(model: torch.nn.Module) -> dict[str, int]:
@@ -140,7 +159,10 @@ def main(argv: list[str]) -> None:
         layers = [module for module in model.modules() if isinstance(module, NeuroAdaLinear)]
         found: dict[str, Any] = {"fingerprint": fingerprint(layers, "default"), "before": stored_bytes(model)}
         engine.start(model, recipe.micro_batches(engine.world_size))
-        found["losses"] = [step(engine) for _ in range(2)]
+        first = backward(engine)
+        found["gradients"] = gradient_bytes(model)
+        engine.step(lr=1e-2)
+        found["losses"] = [engine.reduce(first).item(), step(engine)]
         evaluate_between(engine, model)
         with Traffic() as traffic:
             found["losses"].append(step(engine))

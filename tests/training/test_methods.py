@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -192,18 +193,35 @@ SHORT = ["adapter.rank=2", "adapter.sparsity=0.95", "train.max_steps=4", "checkp
 
 
 @pytest.fixture(scope="module")
-def sharded(tiny_runs: TinyRuns) -> dict[str, dict[str, Path]]:
+def fields_of(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str]]:
+    """The fields of a method's short run; BitFit's model is the tiny one with biases."""
+    folder = tmp_path_factory.mktemp("models") / "biased"
+    torch.manual_seed(0)
+    biased = AutoModelForCausalLM.from_pretrained(tiny, attention_bias=True, mlp_bias=True)
+    for name, param in biased.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(param, std=0.1)
+    biased.save_pretrained(folder)
+    load_tokenizer(str(tiny)).save_pretrained(folder)
+
+    def fields(method: str) -> list[str]:
+        return [f"adapter.method={method}", *SHORT, *([f"model={folder}"] if method == "bitfit" else [])]
+
+    return fields
+
+
+@pytest.fixture(scope="module")
+def sharded(tiny_runs: TinyRuns, fields_of: Callable[[str], list[str]]) -> dict[str, dict[str, Path]]:
     """method -> engine -> its run, under every strategy the method names; of NeuroAda: test_engines_and_resume.py."""
     found: dict[str, dict[str, Path]] = {}
-    for method in METHODS[1:]:
+    for method in (*METHODS[1:], "bitfit"):
         for engine in METHOD_CLASSES.load(method).strategies:
             if engine not in ("zero0", "zero1"):  # for what trains and how, the same as zero2
-                ranks, fields = 1 if engine == "single" else 2, [f"adapter.method={method}", *SHORT]
-                found.setdefault(method, {})[engine] = tiny_runs.add(f"{method}-{engine}", engine, ranks, *fields)
+                ranks, name = 1 if engine == "single" else 2, f"{method}-{engine}"
+                found.setdefault(method, {})[engine] = tiny_runs.add(name, engine, ranks, *fields_of(method))
     for method in ("lora", "dora"):  # PEFT rounds its first values to the base's dtype
         for engine, ranks in (("single", 1), ("fsdp2", 2)):
-            name = f"{method}-bf16"
-            fields = [f"adapter.method={method}", "train.dtype=bf16", *SHORT]
+            name, fields = f"{method}-bf16", [*fields_of(method), "train.dtype=bf16"]
             found.setdefault(name, {})[engine] = tiny_runs.add(f"{name}-{engine}", engine, ranks, *fields)
     tiny_runs.run()
     return found
@@ -225,7 +243,7 @@ def test_sharded_or_not_a_method_learns_the_same(sharded: dict[str, dict[str, Pa
 
 def test_sharded_or_not_a_method_saves_the_same(sharded: dict[str, dict[str, Path]]) -> None:
     """The whole, gathered from its shards; full tuning's largest step is 1e-2, and Adam's first ones are signs."""
-    for method in ("lora", "dora", "masked", "full"):
+    for method in ("lora", "dora", "masked", "full", "bitfit"):
         expected = result(sharded[method]["single"])
         for engine, folder in sharded[method].items():
             found = result(folder)
@@ -234,12 +252,15 @@ def test_sharded_or_not_a_method_saves_the_same(sharded: dict[str, dict[str, Pat
                 assert found[name].numpy() == pytest.approx(tensor.numpy(), abs=1e-4), (method, engine, name)
 
 
-def test_a_sharded_method_s_checkpoint_goes_on_elsewhere(tiny_runs: TinyRuns, sharded: dict) -> None:
-    moves = {"lora": ("single", 1), "dora": ("single", 1), "masked": ("zero3", 2), "full": ("zero3", 3)}
+def test_a_sharded_method_s_checkpoint_goes_on_elsewhere(
+    tiny_runs: TinyRuns, sharded: dict, fields_of: Callable[[str], list[str]]
+) -> None:
+    moves = {"lora": ("single", 1), "dora": ("single", 1), "masked": ("zero3", 2), "full": ("zero3", 3),
+             "bitfit": ("zero3", 2)}  # fmt: skip
     moved = {}
     for method, (engine, ranks) in moves.items():
         source = sharded[method]["fsdp2"]
-        folder = moved[method] = tiny_runs.add(f"{method}-moved", engine, ranks, f"adapter.method={method}", *SHORT)
+        folder = moved[method] = tiny_runs.add(f"{method}-moved", engine, ranks, *fields_of(method))
         shutil.copytree(source / "checkpoints" / "step-000002", folder / "checkpoints" / "step-000002")
         shutil.copy(source / "metrics.jsonl", folder)
     tiny_runs.run()
