@@ -44,6 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     arguments = parse(argv)
+    from neuroada.evaluation.chat_prompts import check_chat_prompts
     from neuroada.evaluation.source import Source, find_tasks
     from neuroada.tasks.data import load_examples
     from neuroada.tasks.table import HARNESS
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> None:
     for task in tasks:
         # an error in the data shows before a model is loaded
         load_examples(task, "validation" if classified else "test", arguments.data_dir)
+    check_chat_prompts(tasks, source.model, "model: " if source.adapter is None else "base-model: ")
     ranks = world_size()
     if arguments.backend == "vllm" and find_spec("vllm") is None:
         raise UserError("backend: vllm is not installed; pip install vllm, or give --backend hf")

@@ -44,7 +44,7 @@ def run(recipe: Recipe, stop: StopRequest) -> None:
 
     generated = make_objective(recipe).generates and recipe.evaluate.tasks
     if generated:
-        check_tasks(generated, recipe.data_dir)
+        check_tasks(generated, recipe.data_dir, recipe.model)
     trained = train(recipe, stop)
     if generated:
         gc.collect()  # the engine and its weights

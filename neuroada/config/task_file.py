@@ -74,6 +74,14 @@ class TaskFile(Section):
         description="what the model is given; {column} stands for a column's value, {{ and }} for braces"
     )
     target: Annotated[str, Field(min_length=1)] = Field(description="the right answer, written like the prompt")
+    chat_template: Text | None = Field(
+        default=None,
+        description="the prompt is a user's turn of a chat, rendered by: tokenizer, the model's own template; or a "
+        ".jinja file. null: the prompt as it stands",
+    )
+    system: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="of chat_template: the turn before it, written like the prompt or a plain text"
+    )
     answer: Annotated[AnswerRule, BeforeValidator(_rule_alone)]
     max_new_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         default=64, description="tokens that are generated at most; not of multiple_choice"
@@ -83,4 +91,6 @@ class TaskFile(Section):
     def _fits(self) -> "TaskFile":
         if self.answer.rule == "multiple_choice" and "max_new_tokens" in self.model_fields_set:
             raise ValueError("max_new_tokens has no effect on rule: multiple_choice; leave it out")
+        if self.system is not None and self.chat_template is None:
+            raise ValueError("system: is a turn of a chat; set chat_template, or leave it out")
         return self

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from neuroada.data.formats import Chat, RowError
 from neuroada.errors import UserError
 from neuroada.files import read_text
 
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_ANSWER = "qza"
 _PROBE = [("user", "qzu0"), ("assistant", "qza0"), ("user", "qzu1"), ("assistant", "qza1")]
 
 
@@ -45,14 +45,12 @@ class Rendered:
 class ChatTemplate:
     """A tokenizer with one chat template."""
 
-    def __init__(self, tokenizer: Any, source: str = "tokenizer") -> None:
-        """source: "tokenizer", or the path of a .jinja file. UserError where there is no template."""
+    def __init__(self, tokenizer: Any, source: str = "tokenizer", field: str = "data.chat_template") -> None:
+        """source: "tokenizer", or the path of a .jinja file. UserError, naming `field`, where there is no template."""
         self.tokenizer, self.source = tokenizer, source
-        self.template = None if source == "tokenizer" else _read_template(source)
+        self.template = read_template(source, field)
         if self.template is None and tokenizer.chat_template is None:
-            raise UserError(
-                f"data.chat_template = tokenizer: that of {tokenizer.name_or_path!r} has none; give a .jinja file"
-            )
+            raise UserError(f"{field} = tokenizer: that of {tokenizer.name_or_path!r} has none; give a .jinja file")
 
     def identity(self) -> list[Any]:
         """What decides the rendering of a chat, for a hash."""
@@ -65,8 +63,19 @@ class ChatTemplate:
                 messages, tools=tools, chat_template=self.template, tokenize=False, add_generation_prompt=prompt
             )
         except (jinja2.TemplateError, TypeError, KeyError, ValueError, IndexError, AttributeError) as error:
-            reason = str(error).strip("'") or type(error).__name__  # a KeyError's text is quoted
-            raise RowError(f"the chat template fails: {reason.splitlines()[0]}") from None
+            reason = str(error.args[0] if isinstance(error, KeyError) and error.args else error) or type(error).__name__
+            line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise RowError(f"the chat template fails{line}: {reason.splitlines()[0]}") from None
+
+    def before_answer(self, messages: list[dict[str, Any]]) -> tuple[str, str]:
+        """(what the model is given, with the generation prompt; what the template writes between it and the answer's
+        text). RowError where the template renders an answer otherwise."""
+        prompt = self.render(messages, prompt=True)
+        whole = self.render([*messages, {"role": "assistant", "content": _ANSWER}])
+        place = whole.rfind(_ANSWER)
+        if not whole.startswith(prompt) or place < len(prompt):
+            raise RowError("the chat template renders an answer otherwise than its generation prompt begins it")
+        return prompt, whole[len(prompt) : place]
 
     def sequences(self, chat: Chat) -> list[Rendered]:
         """The chat as one sequence, with a range for every assistant turn after the given ones; or, where the template
@@ -113,6 +122,8 @@ class ChatTemplate:
 
     def _by_marks(self, chat: Chat, numbers: list[int]) -> Rendered | None:
         """None where the marks do not enclose the turns' texts."""
+        from transformers.utils.chat_template_utils import render_jinja_template  # seconds, where no mark is
+
         whole = self.render(chat.messages, chat.tools)
         messages = [{key: value for key, value in turn.items() if value is not None} for turn in chat.messages]
         rendered: Any = render_jinja_template(  # annotated as str; a pair of lists
@@ -162,8 +173,11 @@ def special_ids(tokenizer: Any) -> set[int]:
     return marked | set(tokenizer.all_special_ids)
 
 
-def _read_template(source: str) -> str:
+def read_template(source: str, field: str) -> str | None:
+    """The text of a .jinja file; None where `source` is "tokenizer". UserError, naming `field`: there is no file."""
+    if source == "tokenizer":
+        return None
     path = Path(source)
     if not path.is_file():
-        raise UserError(f"data.chat_template = {source}: no such file; write tokenizer, or the path of a .jinja file")
+        raise UserError(f"{field} = {source}: no such file; write tokenizer, or the path of a .jinja file")
     return read_text(path, limit=1 << 20)

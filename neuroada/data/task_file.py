@@ -11,11 +11,12 @@ from typing import Any
 
 from neuroada.config.data import Dataset
 from neuroada.config.task_file import AnswerRule, TaskFile
+from neuroada.data.chat import read_template
 from neuroada.data.sources import find_source
 from neuroada.errors import UserError
 from neuroada.files import check_schema, read_yaml
 from neuroada.tasks import scoring
-from neuroada.tasks.table import OWN, TASKS, Answers, Example, MultipleChoice, Rule, Task
+from neuroada.tasks.table import OWN, TASKS, Answers, ChatForm, Example, MultipleChoice, Rule, Task
 
 _PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
@@ -24,7 +25,7 @@ def load_task(path: str) -> Task:
     """The task that the YAML file `path` describes. Its questions are read and checked here, once.
 
     UserError naming the file, and of a question its file and row: a field that does not fit, a built-in task's name, no
-    such data, a column that is missing or holds no text, an answer that the rule cannot find right.
+    such data or template, a column that is missing or holds no text, an answer that the rule cannot find right.
     """
     spec = check_schema(TaskFile, read_yaml(Path(path), remedy="give a task file, or a task's name"), path)
     name = spec.name or Path(path).stem
@@ -33,7 +34,9 @@ def load_task(path: str) -> Task:
     if spec.name is None:
         check_schema(TaskFile, {**spec.model_dump(exclude_unset=True), "name": name}, path, "set name")
     examples = _read_examples(spec, path)
-    decides = [spec.model_dump(exclude={"name", "path"}), examples]
+    chat = ChatForm(spec.chat_template, f"{path}: chat_template") if spec.chat_template else None
+    template = read_template(chat.template, chat.field) if chat else None
+    decides = [spec.model_dump(exclude={"name", "path", "chat_template"}), template or spec.chat_template, examples]
     answer = spec.answer
     choice = MultipleChoice(lambda example: example["options"], answer.length_normalised) if answer.options else None
     rule = _rule(answer)
@@ -49,6 +52,7 @@ def load_task(path: str) -> Task:
         baseline=scoring.majority,
         generate=lambda split: examples,
         multiple_choice=choice,
+        chat=chat,
         version=hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:16],
     )
 
@@ -57,14 +61,16 @@ def load_task(path: str) -> Task:
 
 
 def _read_examples(spec: TaskFile, path: str) -> list[Example]:
-    prompt, target = _parts(spec.prompt, f"{path}: prompt"), _parts(spec.target, f"{path}: target")
+    parts = {"prompt": _parts(spec.prompt, f"{path}: prompt"), "answer": _parts(spec.target, f"{path}: target")}
+    if spec.system is not None:
+        parts["system"] = _parts(spec.system, f"{path}: system", plain=True)
     examples = []
     for source in [spec.path] if isinstance(spec.path, str) else spec.path:
         for row in find_source(_dataset(spec, source), field=f"{path}: path").rows():
             try:
                 if row.error is not None or not isinstance(row.values, dict):
                     raise _RowError(row.error or f"is {json.dumps(row.values)[:60]}, expected an object")
-                examples.append(_example(spec, prompt, target, row.values))
+                examples.append(_example(spec, parts, row.values))
             except _RowError as error:
                 raise UserError(f"{row.where}: {error} (task file {path})") from None
     if not examples:
@@ -79,8 +85,9 @@ def _dataset(spec: TaskFile, path: str) -> Dataset:
     return Dataset(path=path, name=spec.config, split=split, revision=spec.revision)
 
 
-def _example(spec: TaskFile, prompt: Sequence[str], target: Sequence[str], row: Mapping[str, Any]) -> Example:
-    example: dict[str, Any] = {"prompt": _fill(prompt, row), "answer": _fill(target, row).strip()}
+def _example(spec: TaskFile, parts: Mapping[str, Sequence[str]], row: Mapping[str, Any]) -> Example:
+    example: dict[str, Any] = {field: _fill(of, row) for field, of in parts.items()}
+    example["answer"] = example["answer"].strip()
     if not example["prompt"].strip():
         raise _RowError("the prompt is empty, expected a question")
     if not example["answer"]:
@@ -132,8 +139,11 @@ class _RowError(ValueError):
     """What is wrong with a row; the caller adds file and row."""
 
 
-def _parts(template: str, field: str) -> list[str]:
-    """Text and column names in turns, text first. UserError: a brace that is left open, or nothing in it."""
+def _parts(template: str, field: str, plain: bool = False) -> list[str]:
+    """Text and column names in turns, text first. plain: it may name no column.
+
+    UserError: a brace that is left open, or nothing in it.
+    """
     parts, end = [""], 0
     for match in _PLACE.finditer(template):
         parts[-1] += template[end : match.start()]
@@ -147,7 +157,7 @@ def _parts(template: str, field: str) -> list[str]:
                 f"{field}: {match[0]!r} at character {match.start() + 1}: write {{column}}, or {{{{ and }}}}"
             )
     parts[-1] += template[end:]
-    if len(parts) == 1:
+    if len(parts) == 1 and not plain:
         raise UserError(f"{field}: names no column; write {{column}} where its value is to stand")
     return parts
 

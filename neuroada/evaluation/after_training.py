@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from neuroada.environment import local_rank, rank
+from neuroada.evaluation.chat_prompts import check_chat_prompts
 from neuroada.evaluation.evaluate import evaluate_tasks
 from neuroada.evaluation.load import load
 from neuroada.evaluation.results import kept_scores, make_header, notes, table
@@ -12,10 +13,13 @@ from neuroada.evaluation.source import Source, resolve_tasks
 from neuroada.tasks.data import load_examples
 
 
-def check_tasks(names: list[str], data_dir: str) -> None:
-    """Refuse unknown tasks and missing or malformed test files while nothing has been computed yet."""
-    for task in resolve_tasks(names):
+def check_tasks(names: list[str], data_dir: str, model: str) -> None:
+    """Refuse unknown tasks, missing or malformed test files, and chat templates that fail, before anything is
+    computed."""
+    tasks = resolve_tasks(names)
+    for task in tasks:
         load_examples(task, "test", data_dir)
+    check_chat_prompts(tasks, model, "model = ")
 
 
 def evaluate_trained(trained: Path, base: str, task: str, names: list[str], data_dir: str, limit: int | None) -> None:

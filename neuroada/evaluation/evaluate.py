@@ -49,9 +49,9 @@ class TransformersBackend:
         return plan_batches(lengths, max_new_tokens, self.batch_tokens)
 
     def generate(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, rows: int, on_finished: Callable[[], Any]
+        self, prompts: Sequence[list[int]], max_new_tokens: int, rows: int, on_finished: Callable[[], Any], *stop: int
     ) -> list[list[int]]:
-        return generate(self.model, prompts, max_new_tokens, self.stop_ids, rows, on_finished)
+        return generate(self.model, prompts, max_new_tokens, {*self.stop_ids, *stop}, rows, on_finished)
 
     def plan_options(self, lengths: Sequence[Sequence[int]]) -> list[Batch]:
         return plan_options(lengths, self.batch_tokens)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from neuroada.errors import UserError
+from neuroada.evaluation.chat_prompts import ChatPrompts
 from neuroada.evaluation.generate import Batch
 from neuroada.tasks.data import load_examples
 from neuroada.tasks.encode import encode_pairs, encode_prompts
@@ -29,8 +30,9 @@ class Backend(Protocol):
     def plan(self, lengths: Sequence[int], max_new_tokens: int) -> list[Batch]: ...
 
     def generate(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, rows: int, on_finished: Callable[[], Any]
-    ) -> list[list[int]]: ...
+        self, prompts: Sequence[list[int]], max_new_tokens: int, rows: int, on_finished: Callable[[], Any], *stop: int
+    ) -> list[list[int]]:
+        """stop: token ids that end an answer, beside those that always do."""
 
     def plan_options(self, lengths: Sequence[Sequence[int]]) -> list[Batch]: ...
 
@@ -92,15 +94,17 @@ class Generated(Questions):
         task: Task,
         examples: list[Example],
         prompts: list[str],
+        chat: ChatPrompts | None,
     ) -> None:
         super().__init__(task, examples, prompts)
-        self.tokenizer, self.ids = tokenizer, encode_prompts(prompts, tokenizer)
+        self.tokenizer, self.ids = tokenizer, encode_prompts(prompts, tokenizer, chat is not None)
+        self.stop = () if chat is None or chat.end_of_turn is None else (chat.end_of_turn,)
         limit = float("inf") if backend.context is None else backend.context - task.max_new_tokens
         lengths = [len(ids) for ids in self.ids]
         self._plan(lengths, limit, lambda fit: backend.plan([lengths[i] for i in fit], task.max_new_tokens))
 
     def asked(self) -> Any:
-        return [self.task.max_new_tokens, self.ids]
+        return [self.task.max_new_tokens, self.ids, *self.stop]
 
     def cost(self, batch: Batch) -> int:
         return sum(len(self.ids[i]) + self.task.max_new_tokens for i in batch.indices)
@@ -110,7 +114,7 @@ class Generated(Questions):
 
     def ask(self, backend: Backend, batch: Batch, on_finished: Callable[[], Any]) -> list[str]:
         ids = [self.ids[i] for i in batch.indices]
-        answers = backend.generate(ids, self.task.max_new_tokens, batch.rows, on_finished)
+        answers = backend.generate(ids, self.task.max_new_tokens, batch.rows, on_finished, *self.stop)
         return [str(self.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
 
     def read(self, i: int, said: str) -> tuple[str, dict[str, Any]]:
@@ -135,11 +139,13 @@ class Options(Questions):
         choice: MultipleChoice,
         examples: list[Example],
         prompts: list[str],
+        chat: ChatPrompts | None,
     ) -> None:
         super().__init__(task, examples, prompts)
         self.normalised = choice.length_normalised
         self.options = [list(choice.options(example)) for example in examples]
-        self.sequences = encode_options(prompts, self.options, tokenizer, task.name)
+        blanks = None if chat is None else chat.blanks
+        self.sequences = encode_options(prompts, self.options, tokenizer, task.name, blanks)
         lengths = [[len(ids) for ids, _ in of] for of in self.sequences]
         limit = float("inf") if backend.context is None else backend.context
         self._plan(list(map(max, lengths)), limit, lambda fit: backend.plan_options([lengths[i] for i in fit]))
@@ -177,20 +183,27 @@ class Options(Questions):
 
 
 def encode_options(
-    prompts: Sequence[str], options: Sequence[Sequence[str]], tokenizer: "PreTrainedTokenizerBase", task: str
+    prompts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    tokenizer: "PreTrainedTokenizerBase",
+    task: str,
+    blanks: Sequence[str] | None = None,
 ) -> list[list[Scored]]:
     """For each prompt, the tokens of prompt + option of all its options, and where the option begins.
 
     Blanks at a prompt's end are taken for the beginning of every option, as most tokenizers join a blank to the word
-    after it: "Answer: " + "Lima" is scored as " Lima" after "Answer:". UserError: an option without a token.
+    after it: "Answer: " + "Lima" is scored as " Lima" after "Answer:". blanks: of chats, whose template has written the
+    prompts, the blanks it writes before an answer; an option's own count no more. UserError: an option without a token.
     """
-    heads = [prompt.rstrip() for prompt in prompts]
-    pairs = [
-        (head, prompt[len(head) :] + option)
-        for prompt, head, of in zip(prompts, heads, options, strict=True)
-        for option in of
-    ]
-    encoded = iter(encode_pairs([head for head, _ in pairs], [tail for _, tail in pairs], tokenizer))
+    if blanks is None:
+        heads = [prompt.rstrip() for prompt in prompts]
+        starts = [prompt[len(head) :] for prompt, head in zip(prompts, heads, strict=True)]
+    else:
+        heads, starts = list(prompts), list(blanks)
+        options = [[option.strip() for option in of] for of in options]
+    pairs = [(head, start + option) for head, start, of in zip(heads, starts, options, strict=True) for option in of]
+    chat = blanks is not None
+    encoded = iter(encode_pairs([head for head, _ in pairs], [tail for _, tail in pairs], tokenizer, chat))
     found = [[next(encoded) for _ in of] for of in options]
     for number, of in enumerate(found, 1):
         for ids, start in of:
@@ -202,11 +215,12 @@ def encode_options(
 def prepare(
     backend: Backend, tokenizer: "PreTrainedTokenizerBase", task: Task, data_dir: str | Path, limit: int | None
 ) -> Questions:
-    """The first `limit` questions of a task. UserError: there is none, and what `load_examples` finds."""
+    """The first `limit` questions of a task. UserError: there is none, what `load_examples` and `ChatPrompts` find."""
     examples = load_examples(task, "test", data_dir)[:limit]
     if not examples:
         raise UserError(f"task {task.name}: its test set is empty; there is nothing to score")
-    prompts = [task.prompt(example) for example in examples]
+    chat = None if task.chat is None else ChatPrompts(task, examples, tokenizer)
+    prompts = [task.prompt(example) for example in examples] if chat is None else chat.texts
     if task.multiple_choice is not None:
-        return Options(backend, tokenizer, task, task.multiple_choice, examples, prompts)
-    return Generated(backend, tokenizer, task, examples, prompts)
+        return Options(backend, tokenizer, task, task.multiple_choice, examples, prompts, chat)
+    return Generated(backend, tokenizer, task, examples, prompts, chat)

@@ -56,9 +56,10 @@ class VllmBackend:
         return [Batch(tuple(range(len(lengths))), len(lengths))] if lengths else []
 
     def generate(
-        self, prompts: Sequence[list[int]], max_new_tokens: int, rows: int, on_finished: Callable[[], Any]
+        self, prompts: Sequence[list[int]], max_new_tokens: int, rows: int, on_finished: Callable[[], Any], *stop: int
     ) -> list[list[int]]:
-        greedy = self._vllm.SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
+        ends = {"stop_token_ids": list(stop)} if stop else {}
+        greedy = self._vllm.SamplingParams(temperature=0.0, max_tokens=max_new_tokens, **ends)
         requests = [{"prompt_token_ids": prompt} for prompt in prompts]
         outputs = self._llm.generate(requests, greedy)
         for _ in outputs:

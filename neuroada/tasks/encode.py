@@ -97,21 +97,29 @@ def encode(
         return encoded
 
 
-def encode_prompts(prompts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    """The token ids a generation starts from: as in training, with the BOS and without the EOS a tokenizer may add."""
-    ids: list[list[int]] = tokenizer(list(prompts), verbose=False)["input_ids"]
+def encode_prompts(prompts: Sequence[str], tokenizer: Any, chat: bool = False) -> list[list[int]]:
+    """The token ids a generation starts from: as in training, with the BOS and without the EOS a tokenizer may add.
+
+    chat: rendered by a template, which has written the special tokens; a BOS that it writes twice counts once.
+    """
+    ids: list[list[int]] = tokenizer(list(prompts), add_special_tokens=not chat, verbose=False)["input_ids"]
+    if chat:
+        bos = tokenizer.bos_token_id
+        return [one[1:] if len(one) > 1 and one[0] == one[1] == bos else one for one in ids]
     return [one[:-1] for one in ids] if _adds_eos(tokenizer) else ids
 
 
-def encode_pairs(prompts: Sequence[str], targets: Sequence[str], tokenizer: Any) -> list[tuple[list[int], int]]:
+def encode_pairs(
+    prompts: Sequence[str], targets: Sequence[str], tokenizer: Any, chat: bool = False
+) -> list[tuple[list[int], int]]:
     """(the tokens of prompt + target, without an EOS; how many of them are the prompt's), of each pair.
 
     Like the authors' code, prompt + target is tokenised whole and the prompt alone, for its length. Where the two
     disagree (a token spans the boundary: a prompt that ends in a blank, say), the prompt's tokens are followed by the
-    target's own, so that a target is always met after the prompt as generation will give it.
+    target's own, so that a target is always met after the prompt as generation will give it. chat: as encode_prompts.
     """
-    wholes = encode_prompts([p + t for p, t in zip(prompts, targets, strict=True)], tokenizer)
-    heads = encode_prompts(prompts, tokenizer)
+    wholes = encode_prompts([p + t for p, t in zip(prompts, targets, strict=True)], tokenizer, chat)
+    heads = encode_prompts(prompts, tokenizer, chat)
     pairs = []
     for whole, head, target in zip(wholes, heads, targets, strict=True):
         fits = whole[: len(head)] == head

@@ -12,7 +12,7 @@ from neuroada.tasks import arithmetic, glue, prompts, rows, scoring
 
 Example = Mapping[str, Any]
 """One question in LLM-Adapters' form: instruction, input, output, answer; all strings. GLUE: texts and label. Of a task
-file: prompt, answer, and options, a list of strings."""
+file: prompt, answer, and, where it has them, system and options, a list of strings."""
 
 OWN = "own"
 """The suite of tasks that a file describes (neuroada/data/task_file.py)."""
@@ -58,6 +58,14 @@ class MultipleChoice:
 
 
 @dataclass(frozen=True)
+class ChatForm:
+    """The prompt is a user's turn of a chat, after the example's "system" turn, if it has one."""
+
+    template: str  # tokenizer: the model's own; or the path of a .jinja file
+    field: str  # what names it, for messages
+
+
+@dataclass(frozen=True)
 class Task:
     """A row of the table.
 
@@ -83,6 +91,7 @@ class Task:
     from_row: Callable[[dict[str, Any]], dict[str, Any]] = rows.unchanged  # a row as the file has it -> `columns`
     generate: Callable[[str], Sequence[Example]] | None = None  # split -> examples, instead of files
     multiple_choice: MultipleChoice | None = None  # None: answers are generated
+    chat: ChatForm | None = None  # of a task file; None: the model is given the prompt as it stands
     version: str | None = None  # of a task file: a hash of all that decides a score
     # classification with an encoder (suite glue) alone
     text_columns: tuple[str, ...] = ()  # what the encoder reads: one sentence or a pair
