@@ -16,6 +16,7 @@ from typing import Any
 
 from neuroada.config.data import Dataset, Roles
 from neuroada.errors import UserError
+from neuroada.files import Refused, strict_json
 
 
 class RowError(ValueError):
@@ -337,9 +338,9 @@ def _content(value: Any, where: str) -> str | None:
 def _tools(value: Any) -> list[Any] | None:
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise RowError(f"tools is no JSON ({error.msg}); write a list of JSON schemas") from None
+            value = strict_json(value)
+        except (json.JSONDecodeError, Refused) as error:
+            raise RowError(f"tools is no JSON ({error}); write a list of JSON schemas") from None
     if not value:
         return None
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -358,9 +359,9 @@ def _tool_calls(value: Any) -> Any:
         function = dict(call.get("function") or call)
         if isinstance(function.get("arguments"), str):
             try:
-                function["arguments"] = json.loads(function["arguments"])
-            except json.JSONDecodeError as error:
-                raise RowError(f"tool_calls: the arguments are no JSON ({error.msg})") from None
+                function["arguments"] = strict_json(function["arguments"])
+            except (json.JSONDecodeError, Refused) as error:
+                raise RowError(f"tool_calls: the arguments are no JSON ({error})") from None
         calls.append({**call, "function": function} if "function" in call else function)
     return calls
 

@@ -11,7 +11,6 @@ import csv
 import glob
 import hashlib
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import fsspec
 
 from neuroada.config.data import Dataset
 from neuroada.errors import UserError
-from neuroada.files import open_regular
+from neuroada.files import Refused, open_regular, strict_json
 
 _JSON = (".json", ".jsonl", ".ndjson")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -232,7 +231,9 @@ def _read_file(file: Path) -> Iterator[Row]:
                 yield Row(f"{file}, row 1", {"text": _read_text(file, opened)})
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # each decompressor has errors of its own
         raise UserError(f"{file}: cannot be read ({_first_line(error)})") from None
 
 
@@ -281,39 +282,54 @@ def _read_json(file: Path, opened: Any) -> Iterator[Row]:
 
 def _read_lines(file: Path, start: str, opened: Any) -> Iterator[Row]:
     number = 0
-    for line in opened:
-        line, start = (start + line).rstrip(), ""
+    while line := start + opened.readline(_TEXT_LIMIT + 1):
+        if len(line) > _TEXT_LIMIT:
+            raise UserError(f"{file}: after row {number} a line has over {_TEXT_LIMIT:,} characters; divide it")
+        line, start = line.rstrip(), ""
         if not line:
             continue
         number += 1
-        where = f"{file}, row {number}"
-        try:
-            yield Row(where, json.loads(line))
-        except json.JSONDecodeError as error:
-            yield Row(where, None, f"not JSON at column {error.colno} ({error.msg}); write one object a line")
+        yield _strict_row(f"{file}, row {number}", line)
 
 
 def _read_list(file: Path, opened: Any) -> Iterator[Row]:
     """The objects between `[` and `]`, decoded as they come."""
-    decoder, buffer, number, ended = json.JSONDecoder(), "", 0, False
+    # Finds where an object ends; a number that is cut off at the buffer's end is not judged before it is whole.
+    decoder = json.JSONDecoder(parse_int=float)
+    buffer, number, ended = "", 0, False
     while True:
         buffer = buffer.lstrip(" \t\r\n,")
         if buffer.startswith("]"):
             return
         try:
             # A number at the buffer's end may go on: only what something follows is whole.
-            values, end = decoder.raw_decode(buffer)
+            _, end = decoder.raw_decode(buffer)
             if end == len(buffer) and not ended:
                 raise json.JSONDecodeError("more to come", buffer, end)
         except json.JSONDecodeError as error:
             if ended:
                 raise UserError(f"{file}: not JSON after row {number} ({error.msg}); write a list of objects") from None
+            if len(buffer) > _TEXT_LIMIT:
+                raise UserError(
+                    f"{file}: not JSON after row {number}, or a row of over {_TEXT_LIMIT:,} characters; divide it"
+                ) from None
             piece = opened.read(max(_PIECE, len(buffer)))  # doubled: a large object is not decoded many times
             ended, buffer = not piece, buffer + piece
             continue
+        except RecursionError:
+            raise UserError(f"{file}: row {number + 1} is nested too deep; write a list of flat objects") from None
         number += 1
-        buffer = buffer[end:]
-        yield Row(f"{file}, row {number}", values)
+        row, buffer = buffer[:end], buffer[end:]
+        yield _strict_row(f"{file}, row {number}", row)
+
+
+def _strict_row(where: str, text: str) -> Row:
+    try:
+        return Row(where, strict_json(text))
+    except json.JSONDecodeError as error:
+        return Row(where, None, f"not JSON at column {error.colno} ({error.msg}); write one object a line")
+    except Refused as error:
+        return Row(where, None, f"{error}; correct it")
 
 
 def _first_line(error: BaseException) -> str:

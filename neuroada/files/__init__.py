@@ -13,6 +13,7 @@ from neuroada.files.atomic import check_free, new_folder, open_append, replacing
 from neuroada.files.locks import FolderLock
 from neuroada.files.problems import explained
 from neuroada.files.reading import (
+    Refused,
     check_inside,
     check_schema,
     member,
@@ -24,6 +25,7 @@ from neuroada.files.reading import (
     read_json_lines,
     read_text,
     read_yaml,
+    strict_json,
 )
 from neuroada.files.tensors import (
     StoredTensor,
@@ -36,6 +38,7 @@ from neuroada.files.tensors import (
 
 __all__ = [
     "FolderLock",
+    "Refused",
     "StoredTensor",
     "check_free",
     "check_inside",
@@ -57,6 +60,7 @@ __all__ = [
     "read_yaml",
     "replacing",
     "save_tensors",
+    "strict_json",
     "weight_files",
     "write_json",
     "write_text",

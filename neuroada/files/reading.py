@@ -85,17 +85,22 @@ def parse_json(text: str, where: str, remedy: str | None = None) -> Any:
     surrogate pair in a text.
     """
     try:
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_constant, parse_float=float
-        )
-        _check(value, None)
+        return strict_json(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         problem = "is empty" if not text.strip() else f"not JSON at {place} ({error.msg[0].lower()}{error.msg[1:]})"
-        raise UserError(f"{where}: {problem}; {remedy or 'correct it or write it again'}") from None
-    except (_Refused, RecursionError) as error:
-        problem = str(error) if isinstance(error, _Refused) else f"nested deeper than {MAX_DEPTH}"
-        raise UserError(f"{where}: {problem}; {remedy or 'correct it or write it again'}") from None
+    except Refused as error:
+        problem = str(error)
+    raise UserError(f"{where}: {problem}; {remedy or 'correct it or write it again'}")
+
+
+def strict_json(text: str) -> Any:
+    """`parse_json` for a reader that tells where by itself. Raises json.JSONDecodeError and Refused."""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_int=_integer, parse_constant=_constant)
+        _check(value, None)
+    except RecursionError:
+        raise Refused(f"nested deeper than {MAX_DEPTH}") from None
     return value
 
 
@@ -113,8 +118,8 @@ def parse_yaml(text: str, where: str, remedy: str | None = None) -> Any:
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise UserError(f"{where}: not YAML{place} ({problem}); {remedy or 'correct it'}") from None
-    except (_Refused, RecursionError) as error:
-        problem = str(error) if isinstance(error, _Refused) else f"nested deeper than {MAX_DEPTH}"
+    except (Refused, RecursionError) as error:
+        problem = str(error) if isinstance(error, Refused) else f"nested deeper than {MAX_DEPTH}"
         raise UserError(f"{where}: {problem}; {remedy or 'correct it'}") from None
     except (ValueError, TypeError, OverflowError) as error:  # a date such as 2026-99-99
         raise UserError(f"{where}: {error}; {remedy or 'correct it'}") from None
@@ -155,7 +160,7 @@ def check_inside(folder: Path, path: Path, remedy: str = "copy the file into the
         raise UserError(f"{path}: is a link to {real}, outside its folder; {remedy}")
 
 
-class _Refused(ValueError):
+class Refused(ValueError):
     """What JSON or YAML allows and this project does not; the text says what."""
 
 
@@ -163,19 +168,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _Refused(f"key {_short(next(key for key in keys if keys.count(key) > 1))} stands twice in one object")
+        raise Refused(f"key {_short(next(key for key in keys if keys.count(key) > 1))} stands twice in one object")
     return found
 
 
 def _integer(text: str) -> int:
     if len(text) <= 20 and abs(value := int(text)) <= MAX_INTEGER:
         return value
-    raise _Refused(f"the number {text[:24]}{'...' * (len(text) > 24)} is beyond 64 bits")
+    raise Refused(f"the number {text[:24]}{'...' * (len(text) > 24)} is beyond 64 bits")
 
 
 def _constant(name: str) -> float:
     if name == "NaN":
-        raise _Refused("holds NaN, which is no number")
+        raise Refused("holds NaN, which is no number")
     return float(name)  # infinities stand in some models' configurations
 
 
@@ -188,15 +193,15 @@ def _check(value: Any, most: int | None) -> None:
             for part in _parts(one):
                 if isinstance(part, str):
                     if not part.isascii() and any("\ud800" <= letter <= "\udfff" for letter in part):
-                        raise _Refused(f"half a surrogate pair in the text {ascii(part)[:40]}")
+                        raise Refused(f"half a surrogate pair in the text {ascii(part)[:40]}")
                 elif isinstance(part, dict | list | tuple | set):
                     deeper.append(part)
             if most is not None and count + len(deeper) > most:
-                raise _Refused(f"holds more than {most:,} lists and mappings")
+                raise Refused(f"holds more than {most:,} lists and mappings")
         if not deeper:
             return
         level, count = deeper, count + len(deeper)
-    raise _Refused(f"nested deeper than {MAX_DEPTH}")
+    raise Refused(f"nested deeper than {MAX_DEPTH}")
 
 
 def _parts(value: Any) -> Iterator[Any]:
@@ -216,24 +221,24 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else []:
             if key_node.tag == "tag:yaml.org,2002:merge":  # merges of merges grow without end, before they are counted
-                raise _Refused(
+                raise Refused(
                     f"line {key_node.start_mark.line + 1}: merge keys (<<) are not read; write the fields out"
                 )
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool | None):
-                raise _Refused(f"line {key_node.start_mark.line + 1}: a key must be a plain value")
+                raise Refused(f"line {key_node.start_mark.line + 1}: a key must be a plain value")
             if key in seen:
-                raise _Refused(f"line {key_node.start_mark.line + 1}: key {_short(key)} stands twice in one mapping")
+                raise Refused(f"line {key_node.start_mark.line + 1}: key {_short(key)} stands twice in one mapping")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
 def _yaml_integer(loader: _Loader, node: Any) -> int:
     if len(node.value) > 80:
-        raise _Refused(f"the number {node.value[:24]}... is beyond 64 bits")
+        raise Refused(f"the number {node.value[:24]}... is beyond 64 bits")
     value = loader.construct_yaml_int(node)
     if abs(value) > MAX_INTEGER:
-        raise _Refused(f"the number {node.value[:24]}{'...' * (len(node.value) > 24)} is beyond 64 bits")
+        raise Refused(f"the number {node.value[:24]}{'...' * (len(node.value) > 24)} is beyond 64 bits")
     return int(value)
 
 

@@ -112,13 +112,34 @@ def test_a_bad_line_is_told_and_the_rest_is_read(tmp_path):
     assert found[1].where.endswith("row 2") and "not JSON at column" in found[1].error
 
 
+@pytest.mark.parametrize("form", ["[{}]", "{}"], ids=["a list", "a line each"])
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"text": "a", "text": "b"}', "key 'text' stands twice"),
+        ('{"text": "\\ud800"}', "half a surrogate pair"),
+        ('{"text": "a", "n": NaN}', "NaN"),
+        ('{"text": "a", "n": ' + "9" * 5000 + "}", "beyond 64 bits"),
+        ('{"text": ' + "[" * 200 + "]" * 200 + "}", "nested deeper than 60"),
+    ],
+)
+def test_a_row_that_json_allows_and_nothing_can_use(tmp_path, form, row, said):
+    suffix = "json" if "[" in form else "jsonl"
+    (tmp_path / f"a.{suffix}").write_text(form.replace("{}", row))
+    [found] = rows(tmp_path / f"a.{suffix}")
+    assert found.values is None and found.where.endswith("row 1") and said in found.error
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
+        ("a.jsonl", "[" * 3000, "nested too deep"),
+        ("a.json", '[{"a":' + "[" * 100_000, "nested too deep"),
         ("a.json", '[{"text": "a"}, {"text": ', "not JSON after row 1"),
         ("a.json", '[{"text": "a"}', "not JSON after row 1"),
         ("a.jsonl", b'{"text": "\xff"}', "not UTF-8"),
         ("a.jsonl.gz", b"\x1f\x8b\x08 nothing", "cannot be read"),
+        ("a.jsonl.xz", b"\xfd7zXZ\0 nothing", "cannot be read"),
         ("a.parquet", b"PAR1 half a file", "a.parquet: .*incomplete"),
         ("a.arrow", b"ARROW1 half", "a.arrow: .*incomplete"),
         ("a.csv", 'a,b\n"1', "a.csv: .*incomplete"),
