@@ -5,6 +5,7 @@ standard output answers it with the ranks' exit statuses. A rank is what torchru
 the launcher's variables, in which `script` is the main module. When one fails, the others are ended.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -32,6 +33,7 @@ GRACE = 10.0  # seconds from the first failed rank until the others are ended
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints here is no answer
+    gc.freeze()  # a rank's collections need not walk the libraries' million objects
     for line in sys.stdin:
         answers.write(json.dumps(serve(json.loads(line))) + "\n")
         answers.flush()
