@@ -6,16 +6,17 @@ import hashlib
 import json
 import sys
 import warnings
-from collections.abc import Iterator
-from itertools import islice
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from neuroada.config.data import Data, Dataset
-from neuroada.data.chat import ChatTemplate, Rendered
-from neuroada.data.encoding import Encoder, Tokens
+from neuroada.data.chat import ChatTemplate
+from neuroada.data.encode_rows import RowEncoder, encode_rows
+from neuroada.data.encoding import Counts, Encoder, Tokens
 from neuroada.data.formats import RowError, RowReader, make_reader
 from neuroada.data.sources import Source, find_source
 from neuroada.data.storage import LISTED, Facts, Store, Writer
@@ -24,7 +25,6 @@ from neuroada.files import explained
 from neuroada.tasks.encode import tokenizer_fingerprint
 
 _VERSION = "1"  # of the stored form and of the rules that lead to it: raise it when either changes
-_CHUNK = 1024  # rows given to the tokenizer at once
 
 
 class SourceEncoder:
@@ -71,54 +71,43 @@ class SourceEncoder:
 
     def first(self, spec: Dataset, rows: int) -> list[tuple[str, list[list[Tokens]]]]:
         """(where it stands, its units) of the first good rows, whole: max_length does not count here."""
-        encoder = Encoder(self.tokenizer, self.data, sys.maxsize, self.template)
-        good = list(islice(self._rendered(find_source(spec, self.data.streaming), encoder, Facts()), rows))
-        encoded = encoder.encode([texts for *_, texts in good])
-        return [
-            (where, units)
-            for (_, where, _), units in zip(good, encoded, strict=True)
-            if not isinstance(units, RowError)
-        ]
+        encode = self._row_encoder(spec, sys.maxsize)
+        found: list[tuple[str, list[list[Tokens]]]] = []
+        for row in find_source(spec, self.data.streaming).rows():
+            if len(found) == rows:
+                break
+            for where, units in encode([row]).rows:
+                if isinstance(units, RowError):
+                    self._bad(where, units, Facts())
+                else:
+                    found.append((where, units))
+        return found
 
     def _encode(self, source: Source, folder: Path, limit: int | None) -> None:
-        encoder = Encoder(self.tokenizer, self.data, self.max_length, self.template)
-        facts = Facts()
-        with Writer(folder) as writer:
-            rendered = self._rendered(source, encoder, facts)
-            while chunk := list(islice(rendered, _CHUNK)):
-                for (row, where, _), units in zip(chunk, encoder.encode([one for *_, one in chunk]), strict=True):
+        encode, facts, counts = self._row_encoder(source.spec, self.max_length), Facts(), Counts()
+        with Writer(folder) as writer, closing(encode_rows(encode, source.rows())) as chunks:
+            for chunk in chunks:
+                counts.add(chunk.counts)
+                for row, (where, units) in enumerate(chunk.rows, facts.rows):
                     if isinstance(units, RowError):
                         self._bad(where, units, facts)
                         continue
                     for unit in units:
                         if limit is None or writer.units < limit:
                             writer.add(unit, row)
+                facts.rows += len(chunk.rows)
                 if limit is not None and writer.units >= limit:
                     break
             if not facts.rows:
                 raise UserError(f"data.datasets: {source.spec.path}: no rows; give it at least one")
-            facts.take(encoder.counts)
+            if encode.reader is not None:
+                facts.format = encode.reader.name
+                facts.unit = 2 if facts.format == "preference" else 1
+            facts.take(counts)
             writer.finish(facts)
 
-    def _rendered(
-        self, source: Source, encoder: Encoder, facts: Facts
-    ) -> Iterator[tuple[int, str, list[list[Rendered]]]]:
-        """(row from 0, where it stands, its texts) of every good row."""
-        reader: RowReader | None = None
-        for row in source.rows():
-            facts.rows += 1
-            try:
-                if row.error is not None:
-                    raise RowError(row.error)
-                if reader is None:
-                    reader = self._reader(source.spec, row.values)
-                    facts.format = reader.name
-                    facts.unit = 2 if reader.name == "preference" else 1
-                rendered = encoder.render(reader(row.values))
-            except RowError as error:
-                self._bad(row.where, error, facts)
-                continue
-            yield facts.rows - 1, row.where, rendered
+    def _row_encoder(self, spec: Dataset, max_length: int) -> RowEncoder:
+        return RowEncoder(Encoder(self.tokenizer, self.data, max_length, self.template), partial(self._reader, spec))
 
     def _reader(self, spec: Dataset, first: Any) -> RowReader:
         if not isinstance(first, dict):

@@ -36,6 +36,13 @@ class Counts:
     split: int = 0
     unrolled: int = 0  # chats that became a sequence for each assistant turn
 
+    def add(self, other: Counts) -> None:
+        """Add what became of other examples."""
+        self.dropped.update(other.dropped)
+        self.truncated += other.truncated
+        self.split += other.split
+        self.unrolled += other.unrolled
+
 
 class Encoder:
     """Encodes examples as `data` says, into at most `max_length` tokens each.

@@ -126,21 +126,23 @@ def evaluate_backend(
     out = Path(out_dir)
     questions = {task.name: prepare(backend, tokenizer, task, data_dir, limit) for task in tasks}
     header = make_header(names, identity, limit)
-    with joined() as (rank, world_size, barrier), locked(out, rank):
+    with joined() as ranks, locked(out, ranks.rank):
         kept = kept_scores(out, header, tasks)
         check_smaller(out, kept, {name: len(q.examples) for name, q in questions.items()})
-        parts = Parts(out / "predictions" / ".parts", _fingerprint(backend, questions, identity), rank, barrier)
-        mine = _deal(questions, parts, world_size)[rank]
+        parts = Parts(
+            out / "predictions" / ".parts", _fingerprint(backend, questions, identity), ranks.rank, ranks.barrier
+        )
+        mine = _deal(questions, parts, ranks.world_size)[ranks.rank]
         total = sum(questions[name].size(questions[name].batches[number]) for name, number in mine)
         units = "s or ".join(dict.fromkeys(q.unit for q in questions.values()))
-        with tqdm(total=total, unit=units, desc="generating", disable=rank > 0 or not mine) as progress:
+        with tqdm(total=total, unit=units, desc="generating", disable=ranks.rank > 0 or not mine) as progress:
             for name, number in mine:
                 of = questions[name]
                 parts.write((name, number), of.ask(backend, of.batches[number], progress.update))
-        barrier()
-        if rank == 0:
+        ranks.barrier()
+        if ranks.rank == 0:
             _conclude(questions, parts, data_dir, out, header, kept, trained_on)
-        barrier()
+        ranks.barrier()
         results: dict[str, Any] = read_json(out / "results.json")
     return results
 

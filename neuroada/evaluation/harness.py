@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness: `lm_eval:NAME`, scored by that library, in results.json like any other.
 
-Rank 0 scores them while the others wait: the library would divide them only over processes that it has started itself.
-Its questions, prompts, few-shot examples and metrics are its own, and its logs; no predictions are written.
+Its questions, prompts, few-shot examples and metrics are its own, and its logs; no predictions are written. All ranks
+answer what it asks (neuroada/evaluation/harness_requests.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuroada.errors import UserError
-from neuroada.evaluation.ranks import joined, locked
+from neuroada.evaluation.harness_requests import divide, serve
+from neuroada.evaluation.ranks import Ranks, joined, locked
 from neuroada.evaluation.results import averages, check_smaller, kept_scores, to_json
 from neuroada.files import read_json, write_text
 from neuroada.tasks import scoring
@@ -110,30 +111,35 @@ def evaluate_harness(
     batch_tokens: int,
 ) -> dict[str, Any]:
     """Add the scores of `tasks` to `out`/results.json; return its content on every rank. Collective."""
-    with joined() as (rank, _, barrier), locked(out, rank):
-        if rank == 0:
-            kept = kept_scores(out, header, tasks)
-            check_smaller(out, kept, {task.name: len(range(task.questions)[:limit]) for task in tasks})
-            entries = kept | {task.name: _score(model, tokenizer, task, limit, batch_tokens) for task in tasks}
+    from lm_eval.models.huggingface import HFLM
+
+    with joined() as ranks, locked(out, ranks.rank):
+        kept = kept_scores(out, header, tasks)
+        check_smaller(out, kept, {task.name: len(range(task.questions)[:limit]) for task in tasks})
+        served = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=max(1, batch_tokens // CONTEXT))
+        if ranks.rank == 0:
+            entries = kept | _scores(served, tasks, limit, ranks)
             means = averages([TASKS[name] for name in entries if name in TASKS], entries)
             write_text(out / "results.json", to_json({**header, "tasks": entries, "averages": means}))
-        barrier()
+        else:
+            serve(served, ranks)
+        ranks.barrier()
         results: dict[str, Any] = read_json(out / "results.json")
     return results
 
 
-def _score(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    task: HarnessTask,
-    limit: int | None,
-    batch_tokens: int,
-) -> dict[str, Any]:
-    """One task's entry in results.json."""
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
+def _scores(served: Any, tasks: Sequence[HarnessTask], limit: int | None, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """The tasks' entries in results.json. On rank 0, the others in `serve`, which ends with it."""
+    if ranks.world_size > 1:
+        divide(served, ranks)
+    entries = {task.name: _score(served, task, limit) for task in tasks}
+    ranks.scatter([None] * ranks.world_size)  # nothing more is asked
+    return entries
 
-    served = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=max(1, batch_tokens // CONTEXT))
+
+def _score(served: Any, task: HarnessTask, limit: int | None) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+
     found: Any = simple_evaluate(
         served,
         tasks=[task.source],

@@ -45,11 +45,16 @@ def quantised_layers(source: str, quantisation: Quantisation) -> dict[str, Packe
 
 def pretrained_quantised(auto: Any, source: str, dtype: torch.dtype, quantisation: Quantisation, device: Any) -> Any:
     """The base model by the transformers class `auto`, quantised, on one device."""
+    empty = declared_quantised(build_empty(auto, source, dtype, "sdpa"), quantisation)
+    return load_quantised(empty, source, device)
+
+
+def declared_quantised(empty: Any, quantisation: Quantisation) -> Any:
+    """A transformers model on the meta device, quantised in place, which its save_pretrained refuses from now on."""
     from neuroada.hf.quantizer import declare_quantised
 
-    model = load_quantised(quantise(build_empty(auto, source, dtype, "sdpa"), quantisation), source, device)
-    declare_quantised(model, quantisation)
-    return model
+    declare_quantised(quantise(empty, quantisation), quantisation)
+    return empty
 
 
 def without_zero_init() -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from neuroada import sharding
 from neuroada.errors import UserError
 from neuroada.files import read_header
 from neuroada.files.names import match
@@ -53,6 +54,10 @@ class NeuroAdaQuantizer(HfQuantizer):
         return model
 
     def _dequantize(self, model: nn.Module, dtype: Any = None) -> nn.Module:
+        """UserError: a rank stores a part of the rows, which would make a part of the dense layer."""
+        for name, module in model.named_modules():
+            if isinstance(module, QuantisedLinear) and not sharding.is_whole(module.packed):
+                raise UserError(f"{name}: a quantised weight that is sharded is not made dense; load it in one process")
         return dequantise(model)
 
     def is_serializable(self) -> bool:

@@ -8,10 +8,9 @@ from neuroada.errors import UserError
 from neuroada.hf.attention import choose_attention
 from neuroada.hf.attention_sinks import has_sinks
 from neuroada.hf.loading import DTYPES, build_empty, load_config, load_pretrained
-from neuroada.hf.quantised import choose_quantisation, load_quantised, without_zero_init
+from neuroada.hf.quantised import choose_quantisation, declared_quantised, load_quantised, without_zero_init
 from neuroada.methods import Method, make_method
 from neuroada.objectives import Objective, make_objective
-from neuroada.quantised import quantise
 
 
 class RecipeModelBuilder:
@@ -47,7 +46,7 @@ class RecipeModelBuilder:
     def empty(self, device: torch.device) -> nn.Module:
         auto, options = self.objective.auto_class()
         model = build_empty(auto, self.source, self.dtype, self._attention(device), options)
-        return model if self.quantisation is None else quantise(model, self.quantisation)
+        return model if self.quantisation is None else declared_quantised(model, self.quantisation)
 
     def attach(self, base: nn.Module) -> nn.Module:
         return self.method.attach(base, self.objective.task_type)

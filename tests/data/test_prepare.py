@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import warnings
 
 import numpy as np
@@ -10,7 +11,7 @@ from chat_tokenizers import build_tokenizer
 from pydantic import ValidationError
 
 from neuroada.config.data import Data
-from neuroada.data import prepare
+from neuroada.data import encode_rows, prepare
 from neuroada.errors import UserError
 
 
@@ -220,6 +221,37 @@ def test_validation_of_its_own(tmp_path, tokenizer, write):
     assert len(prepared.validation) == 9 and "What is 50?" in texts(prepared.validation, tokenizer)[0]
     prepared = run(tmp_path, tokenizer, write(chats(5)), validation={"path": own, "size": 4})
     assert len(prepared.validation) == 4
+
+
+def test_several_processes_encode_the_same(tmp_path, tokenizer, write, monkeypatch):
+    """To the byte, with what was left out; and of several wrong rows the first is told."""
+    rows = chats(40)
+    rows[20] = {"messages": [{"role": "user", "content": "long " * 300}, {"role": "assistant", "content": "x"}]}
+    for bad in (3, 22, 31):
+        rows[bad] = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}
+    path = write(rows)
+    monkeypatch.setattr(encode_rows, "CHUNK", 8)
+    monkeypatch.setattr(encode_rows, "PART", 3)
+    started, found = [], []
+    way = encode_rows._in_processes
+    monkeypatch.setattr(encode_rows, "_in_processes", lambda *asked: started.append(asked[2]) or way(*asked))
+    for cpus in ({0}, {0, 1, 2}):
+        monkeypatch.setattr(encode_rows.os, "sched_getaffinity", lambda _, cpus=cpus: cpus)
+        prepared = run(tmp_path / str(len(cpus)), tokenizer, path, on_bad_row="skip")
+        found.append(prepared.stores[0].facts)
+    assert started == [3] and found[0] == found[1]
+    assert (found[0].rows, found[0].skipped, sum(found[0].dropped.values())) == (40, 3, 1)
+    rows[3] = rows[4]
+    with pytest.raises(UserError, match=r"rows.jsonl, row 23: messages, turn 2: the assistant's turn is empty"):
+        run(tmp_path / "again", tokenizer, write(rows))
+
+
+def test_a_process_that_is_killed_is_told(tmp_path, tokenizer, write, monkeypatch):
+    monkeypatch.setattr(encode_rows, "CHUNK", 8)
+    monkeypatch.setattr(encode_rows.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(encode_rows, "_start", lambda encode: os._exit(1))
+    with pytest.raises(UserError, match="a process that encodes rows was killed; see whether memory ran out"):
+        run(tmp_path, tokenizer, write(chats(40)))
 
 
 # ---- bad rows

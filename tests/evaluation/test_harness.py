@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness_task import TASK
+from harness_task import FEW_SHOT, GENERATED, TASK
+from test_launch_evaluate import launch
 
 from neuroada.errors import UserError
 from neuroada.evaluation.evaluate import evaluate_tasks
+from neuroada.evaluation.generate import generate
+from neuroada.evaluation.harness_requests import deal
 from neuroada.evaluation.source import resolve_tasks
 
 OWN = """
@@ -57,6 +60,31 @@ def test_it_scores_what_our_own_log_likelihoods_score(model, tokenizer, data_dir
         evaluate_tasks(model, tokenizer, tasks[:1], data_dir, folder / "out", names=names, identity="a", limit=10)
     ten = evaluate_tasks(model, tokenizer, tasks[:1], data_dir, folder / "ten", names=names, limit=10)
     assert ten["tasks"]["lm_eval:sums"]["n"] == 10
+
+
+def test_ranks_share_the_requests_and_score_the_same(model, tokenizer, model_dir, data_dir, folder):
+    """Few-shot examples too, which the library's own division would draw anew on every rank."""
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    prompts = [tokenizer(row["question"])["input_ids"] for row in rows]
+    says = [tokenizer.decode(ids) for ids in generate(model, prompts, 3, {tokenizer.eos_token_id}, 8)]
+    rows = [row | {"said": text if i % 2 else "no"} for i, (row, text) in enumerate(zip(rows, says, strict=True))]
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, text in (("shown", FEW_SHOT), ("said", GENERATED)):
+        (folder / f"{name}.yaml").write_text(text.format(data=folder / "test.jsonl"))
+    tasks = [f"lm_eval:{folder / name}.yaml" for name in ("sums", "shown", "said")]
+    alone = evaluate_tasks(model, tokenizer, resolve_tasks(tasks), data_dir, folder / "alone")["tasks"]
+    launch("--model", model_dir, "--tasks", ",".join(tasks), "--out", folder / "two", ranks=2)
+    together = json.loads((folder / "two" / "results.json").read_text())["tasks"]
+    assert list(together) == ["lm_eval:sums", "lm_eval:shown", "lm_eval:said"]
+    assert together == alone
+    assert all(0 < entry["sound"] < 1 for entry in alone.values())
+
+
+def test_requests_are_dealt_by_context():
+    asked = [("a" * (1 + i // 2), f" {i}") for i in range(10)]
+    shares = deal(asked, 2)
+    assert shares == [[8, 9, 4, 5, 0, 1], [6, 7, 2, 3]]
+    assert deal(asked[:2], 3) == [[0, 1], [], []]
 
 
 def test_what_cannot_be_scored_is_one_line(folder):

@@ -22,6 +22,7 @@ from neuroada.adapter.fingerprint import checksum, fingerprint
 from neuroada.cli.command import run
 from neuroada.config.recipe import load_recipe
 from neuroada.engines import Engine, make_engine
+from neuroada.errors import UserError
 from neuroada.objectives.cross_entropy import answer_loss
 from neuroada.objectives.micro_batch import MicroBatch
 from neuroada.ops import pack_indices, unpack_indices
@@ -147,6 +148,22 @@ def merge_and_unmerge(layers: list[NeuroAdaLinear]) -> dict[str, bool]:
     return same | {"the fingerprint stays": fingerprint(layers, "default") == before}
 
 
+def refused_of_quantised(base: Any, folder: Path) -> dict[str, str]:
+    """What save_pretrained, and dequantize where a rank holds a part, say; empty where they do not refuse."""
+    said = {"save_pretrained": "", "dequantize": ""}
+    try:
+        base.save_pretrained(folder)
+    except ValueError as error:
+        said["save_pretrained"] = str(error)
+    assert not folder.exists()
+    if not sharding.is_whole(base.model.layers[0].self_attn.q_proj.base_layer.packed):
+        try:
+            base.dequantize()
+        except UserError as error:
+            said["dequantize"] = str(error)
+    return said
+
+
 def main(argv: list[str]) -> None:
     argument = json.loads(Path(argv[0]).read_text())
     for case, overrides in argument["cases"].items():
@@ -172,6 +189,7 @@ def main(argv: list[str]) -> None:
             found["in place"] = merge_and_unmerge(layers)
         else:  # never written
             found["quantised base stays"] = fingerprint(layers, "default") == found["fingerprint"]
+            found["refused"] = refused_of_quantised(model.get_base_model(), Path(argument["out"]) / "saved")
         folder = Path(argument["out"]) / case / f"{engine.world_size}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{engine.rank}.json").write_text(json.dumps(found))

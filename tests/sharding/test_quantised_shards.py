@@ -69,6 +69,16 @@ def test_two_ranks_learn_what_one_learns(found) -> None:
     check(found, 2)
 
 
+@pytest.mark.parametrize("case", ["single", "zero2", "zero3", "fsdp2", "zero3 int8", "fsdp2 int8"])
+def test_a_model_loaded_by_any_engine_is_not_saved_as_an_ordinary_one(found, case: str) -> None:
+    """save_pretrained would write a config.json over which transformers starts from random weights."""
+    for ranks in found[case].values():
+        for rank in ranks:
+            assert "neuroada and is not serializable" in rank["refused"]["save_pretrained"]
+            if len(ranks) > 1 and "zero2" not in case:
+                assert "that is sharded is not made dense" in rank["refused"]["dequantize"]
+
+
 @pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
 def test_each_rank_stores_its_part(found, engine: str) -> None:
     one = found["single"][1][0]["before"]["weights"]
