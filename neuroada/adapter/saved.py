@@ -1,5 +1,6 @@
 """An adapter's folder, written from any engine: the same files that PEFT's `save_pretrained` writes from one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -18,10 +19,13 @@ from neuroada.errors import UserError
 from neuroada.files import save_tensors
 
 
-def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> None:
+def save_adapter(
+    model: PeftModel, folder: Path, adapter: str = "default", beside: Mapping[str, torch.Tensor] | None = None
+) -> None:
     """Write `folder` in PEFT's format, one parameter gathered at a time. Collective; rank 0 writes.
 
-    Works for every PEFT method: what trains is saved, and of NeuroAda this adapter's connections.
+    Works for every PEFT method: what trains is saved, and of NeuroAda this adapter's connections. beside: tensors that
+    are no parameters and belong to the file, whole on every rank.
     """
     config = model.peft_config[adapter]
     layers = [layer for layer in neuroada_layers(model) if adapter in layer.neuroada_idx]
@@ -31,7 +35,7 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> No
     if layers:
         cast(NeuroAdaConfig, config).trained_on = fingerprint(layers, adapter)
     first = not dist.is_initialized() or dist.get_rank() == 0
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = {key: value.cpu() for key, value in (beside or {}).items()}
     for name, param in model.named_parameters():
         # An adapter that was loaded to be used has no gradients, and is saved all the same.
         connections = f".neuroada_idx.{adapter}." in name or f".neuroada_delta.{adapter}." in name

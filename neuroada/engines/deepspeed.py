@@ -58,11 +58,12 @@ class DeepSpeedEngine:
     def load(self, builder: ModelBuilder) -> nn.Module:
         from transformers.integrations import HfDeepSpeedConfig
 
-        # While it lives, from_pretrained partitions the weights as it loads them (ZeRO-3), in the dtype it names.
+        # While it lives, from_pretrained partitions the weights as it loads them (ZeRO-3), in the dtype it names, and
+        # PEFT gathers those that it reads.
         alive = HfDeepSpeedConfig({**self.config, "bf16": {"enabled": builder.dtype == torch.bfloat16}})
-        base = builder.pretrained(self.device)
+        model = builder.attach(builder.pretrained(self.device))
         del alive
-        return builder.attach(base)
+        return model
 
     def start(self, model: nn.Module, micro_batches: int) -> None:
         import deepspeed

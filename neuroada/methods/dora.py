@@ -4,18 +4,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from neuroada import sharding
-from neuroada.methods.base import WHOLE
 from neuroada.methods.lora import Lora
 
 
 class Dora(Lora):
     name = "dora"
-    strategies = (*WHOLE, "fsdp2")
-    unsupported = {  # noqa: RUF012 (a constant of the class)
-        "zero3": "PEFT's DoRA measures the rows of weights that are partitioned by then"
-    }
 
     def describe(self) -> str:
         return f"DoRA, rank {self.adapter.rank}"
@@ -24,6 +21,14 @@ class Dora(Lora):
         config = super().config(task_type)
         config.use_dora = True
         return config
+
+    def attach(self, model: nn.Module, task_type: str) -> nn.Module:
+        tuned = super().attach(model, task_type)
+        for layer in tuned.modules():
+            if isinstance(layer, LoraLayer):
+                base: Any = layer.get_base_layer()
+                sharding.adopt(layer.lora_magnitude_vector["default"], base.weight, [])  # which takes its rows' norms
+        return tuned
 
     def _start(self, layer: Any) -> None:
         super()._start(layer)

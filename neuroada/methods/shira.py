@@ -4,20 +4,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import ShiraConfig
+from peft import ShiraConfig, get_peft_model
+from peft.tuners.shira import ShiraLayer
+from peft.tuners.shira.mask_functions import random_mask
 from torch import nn
 
-from neuroada.methods.unsharded_peft_method import UnshardedPeftMethod
+from neuroada.hf.head import train_head_in_fp32
+from neuroada.methods.sparse_peft_method import SparsePeftMethod
 
 
-class Shira(UnshardedPeftMethod):
+class Shira(SparsePeftMethod):
     name = "shira"
     sizes = "rank"
     prefix = "shira_"
     values = ".shira_weight"
-    unsupported = {  # noqa: RUF012 (a constant of the class)
-        "zero3": "PEFT's SHiRA reads the base weight without gathering its partitions"
-    }
+    layer_type = ShiraLayer
 
     def describe(self) -> str:
         return f"SHiRA, rank {self.adapter.rank}"
@@ -25,20 +26,33 @@ class Shira(UnshardedPeftMethod):
     def config(self, task_type: str) -> ShiraConfig:
         return ShiraConfig(r=self.adapter.rank, random_seed=self.seed, target_modules=self.targets, task_type=task_type)
 
-    def attach(self, model: nn.Module, task_type: str) -> nn.Module:
+    def attach_whole(self, model: nn.Module, task_type: str) -> nn.Module:
         if not any(param.is_meta for param in model.parameters()):
-            return super().attach(model, task_type)
+            return super().attach_whole(model, task_type)
         return _attach_without_values(self, model, task_type)
+
+    def initialise(self, model: nn.Module) -> None:
+        super().initialise(model)
+        for layer in self._layers(model):
+            layer.__dict__.pop("get_delta_weight", None)  # PEFT's own from here on: there are entries
+
+    def entries(self, layer: Any) -> torch.Tensor:
+        """[2, entries] int32. Random ones, by the shape alone: PEFT's function is shown a module of that shape."""
+        shown = nn.Linear(1, 1)
+        shown.in_features, shown.out_features = layer.in_features, layer.out_features
+        mask: Any = random_mask(shown, layer.r["default"], self.seed)
+        return torch.stack(torch.where(mask)).to(torch.int)
 
 
 def _attach_without_values(method: Shira, model: nn.Module, task_type: str) -> nn.Module:
-    """For a plan: PEFT draws the entries by a mask of the weight, which on the meta device has no values to read."""
-    from peft import get_peft_model
-    from peft.tuners.shira import ShiraLayer
+    """PEFT draws the entries by a mask of the weight, which on the meta device has no values to read.
 
+    A plan stops here; for training, `initialise` goes on.
+    """
     config: Any = method.config(task_type)
     config.mask_fn = None
-    tuned: nn.Module = get_peft_model(model, config)
+    tuned: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=True)
+    train_head_in_fp32(tuned)
     for layer in tuned.modules():
         if isinstance(layer, ShiraLayer):
             entries = layer.shira_weight["default"].numel()

@@ -3,19 +3,20 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from peft import SupertuningConfig
+from peft.tuners.supertuning import SupertuningLayer
 
-from neuroada.methods.unsharded_peft_method import UnshardedPeftMethod
+from neuroada import sharding
+from neuroada.methods.sparse_peft_method import SparsePeftMethod
 
 
-class SuperTuning(UnshardedPeftMethod):
+class SuperTuning(SparsePeftMethod):
     name = "supertuning"
     sizes = "sparsity"
     prefix = "supertuning_"
     values = ".supertuning_values"
-    unsupported = {  # noqa: RUF012 (a constant of the class)
-        "zero3": "PEFT's Super-Tuning reads the base weight without gathering its partitions"
-    }
+    layer_type = SupertuningLayer
 
     def match(self, budget: int, count: Callable[[dict[str, Any]], int]) -> dict[str, Any]:
         """A share of each weight, to six digits: what trains at 0 and at 0.5 says what a share trains."""
@@ -29,3 +30,9 @@ class SuperTuning(UnshardedPeftMethod):
 
     def config(self, task_type: str) -> SupertuningConfig:
         return SupertuningConfig(sparsity=self.adapter.sparsity, target_modules=self.targets, task_type=task_type)
+
+    def entries(self, layer: Any) -> torch.Tensor:
+        """[entries] int32, positions in the flattened weight; by PEFT's call, so that ties fall as they do there."""
+        with sharding.whole(layer.get_base_layer().weight) as weight:
+            chosen = torch.topk(weight.abs().flatten(), k=len(layer.supertuning_indices["default"]), largest=True)
+        return chosen.indices.to(torch.int)
