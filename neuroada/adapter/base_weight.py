@@ -156,10 +156,14 @@ class QuantisedWeight(BaseWeight):
 
     @contextmanager
     def ranked_rows(self, k: int) -> Iterator[tuple[slice, torch.Tensor]]:
-        """The original's largest entries are stored exactly; further ones are ranked by their dequantised values."""
+        """The original's largest entries are stored exactly; further ones are ranked by their dequantised values.
+
+        So are all of a base that an adapter was merged into, whose exact entries are the adapter's too.
+        """
         with super().own_rows() as (rows, packed):
-            exact = self.layer.quantisation.exact
-            yield rows, self.layer.rows.ranking(packed) if k <= exact else self.format.scratch(packed)
+            quantisation = self.layer.quantisation
+            known = k <= quantisation.exact and not quantisation.merged
+            yield rows, self.layer.rows.ranking(packed) if known else self.format.scratch(packed)
 
     def dequantised(self) -> nn.Linear:
         return self.layer.dequantised()

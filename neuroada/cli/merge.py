@@ -3,7 +3,8 @@
     neuroada merge --adapter runs/llama7b_math/adapter --out models/llama7b_math
     neuroada merge --unmerge --model models/llama7b_math --out models/llama7b_again
 
-The result is an ordinary Hugging Face folder in the base's dtype. The base is never touched.
+The result is an ordinary Hugging Face folder in the base's dtype; with --into quantised, one as `neuroada quantise`
+writes it. The base is never touched.
 """
 
 import argparse
@@ -23,9 +24,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--base-model", metavar="DIR_OR_ID", help="default: the one adapter_config.json names")
     parser.add_argument(
         "--into",
-        choices=("dequantised", "original"),
+        choices=("dequantised", "original", "quantised"),
         default="dequantised",
-        help="of an adapter of a quantised base: the weights it was trained on (default), or the original ones",
+        help="of an adapter of a quantised base: the weights it was trained on, made dense (default) or quantised as "
+        "they are, its values exact beside the codes; or the original ones",
     )
     parser.add_argument("--verify", action="store_true", help="compare logits before finishing (loads the whole model)")
     parser.add_argument(
@@ -70,7 +72,7 @@ def main(argv: list[str]) -> None:
             "keep_base": args.keep_base,
             "verify": args.verify,
             "progress": not args.json,
-            "original": args.into == "original",
+            "into": args.into,
         }
         done = merge(args.adapter, base, args.out, **options)
     if args.json:

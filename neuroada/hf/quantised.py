@@ -32,7 +32,7 @@ def choose_quantisation(recipe: Recipe, config: Any) -> Quantisation | None:
             f"base.model_dtype = {asked.describe()}: {source} is already quantised ({stored.describe()}); give the "
             f"original checkpoint, or leave base out"
         )
-    return asked or stored
+    return stored or asked  # the files know whether an adapter was merged into them
 
 
 def quantised_layers(source: str, quantisation: Quantisation) -> dict[str, PackedRows]:

@@ -20,7 +20,7 @@ from neuroada.hf.model_folder import FLOATS, check_model_folder
 from neuroada.hf.tensor_files import DTYPES, Checkpoint
 from neuroada.offline.entries import Entries, ExpertEntries, Whole
 from neuroada.offline.expert_edits import expert_edits
-from neuroada.offline.merge_quantised import merge_quantised
+from neuroada.offline.merge_quantised import Into, merge_quantised
 from neuroada.offline.module_weights import merge_whole, verify_logits
 from neuroada.offline.output import companions, copy_companions
 from neuroada.offline.rewrite import rewrite
@@ -38,11 +38,11 @@ def merge(
     keep_base: bool = True,
     verify: bool = False,
     progress: bool = False,
-    original: bool = False,
+    into: Into = "dequantised",
 ) -> dict[str, Any]:
     """Write the merged model to `out`, an ordinary Hugging Face folder in the base's dtype; returns what was done.
 
-    An adapter of a quantised base: see `merge_quantised`, which `original` is for.
+    An adapter of a quantised base: see `merge_quantised`, which `into` is for.
 
     The same bits as PEFT's merge_and_unload. Memory: the adapter, the base values under its connections (kept in
     `KEPT` for `unmerge`, if `keep_base`) and one block of the checkpoint. `out` appears only when everything was
@@ -63,11 +63,10 @@ def merge(
 
     contents = read_adapter(adapter)
     if (quantisation := quantisation_in(contents.config.base_fingerprint)) is not None:
-        if contents.whole or verify:
-            what = "--verify" if verify else f"--adapter {adapter}: modules_to_save"
-            raise UserError(f"{what}: not with an adapter of a quantised base; merge it by PEFT's merge_and_unload")
-        done = merge_quantised(contents, quantisation, base, out, original=original, progress=progress)
+        done = merge_quantised(contents, quantisation, base, out, into=into, verify=verify, progress=progress)
         return _report(out, started, method="NEUROADA", **done)
+    if into == "quantised":
+        raise UserError(f"--into quantised: {adapter} was trained over an unquantised base; leave --into out")
     edits: dict[str, Entries | ExpertEntries | Whole] = {}
     parts: dict[str, dict[str, Entries | ExpertEntries]] = {}
     for module in contents.connections:

@@ -1,11 +1,12 @@
 """A quantised weight as one uint8 tensor [out, bytes of a row]: an ordinary parameter, sharded by rows as any other.
 
-A row holds its codes, its fp32 scales and its exact entries, which are the largest of the original row: their column
-numbers (two bytes each, ascending) and their values in bf16. All of it in one tensor of bytes: no engine casts it, a
-shard decodes itself, and what autograd saves for backward is the parameter and nothing beside it.
+A row holds its codes, its fp32 scales and its exact entries, which are the largest of the original row (and, once an
+adapter was merged into them, those that it trained): their column numbers (two bytes each, ascending) and their values
+in bf16. All of it in one tensor of bytes: no engine casts it, a shard decodes itself, and what autograd saves for
+backward is the parameter and nothing beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -26,10 +27,14 @@ CPU_CHUNK, DEVICE_CHUNK = 1 << 20, 1 << 24
 
 @dataclass(frozen=True)
 class Quantisation:
-    """How a model's Linear layers are stored. exact: the entries of each row that keep their bf16 value."""
+    """How a model's Linear layers are stored. exact: the entries of each row that keep their bf16 value.
+
+    merged: an adapter's values are among them, so that they are not the largest of their row. The layout is the same.
+    """
 
     format: str
     exact: int = 0
+    merged: bool = field(default=False, compare=False)
 
     @property
     def codec(self) -> Codec:
@@ -40,7 +45,8 @@ class Quantisation:
 
     def as_json(self) -> dict[str, Any]:
         """What files carry."""
-        return {"quant_method": METHOD, "format": self.format, "block": self.codec.divisor, "exact": self.exact}
+        told = {"quant_method": METHOD, "format": self.format, "block": self.codec.divisor, "exact": self.exact}
+        return told | {"merged": True} if self.merged else told
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> "Quantisation":
@@ -51,7 +57,9 @@ class Quantisation:
             raise UserError(f"{where}: {str(value)[:100]} is no known quantisation; quantise the base again")
         if found.get("block") != CODECS[name].divisor:
             raise UserError(f"{where}: block = {found.get('block')}: {name} has {CODECS[name].divisor} here")
-        return cls(name, exact)
+        if type(merged := found.get("merged", False)) is not bool:
+            raise UserError(f"{where}: merged = {str(merged)[:100]} is not true or false; merge the adapter again")
+        return cls(name, exact, merged)
 
 
 @dataclass(frozen=True)
@@ -114,8 +122,19 @@ class PackedRows:
         _, start, middle, end = self._stops
         return unpack_indices(packed[:, start:middle]), packed[:, middle:end].contiguous().view(torch.bfloat16)
 
+    def with_entries(self, packed: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """The codes and scales of [rows, row_bytes] uint8 with other exact entries, in the layout of as many.
+
+        columns [rows, n] int64, ascending; values [rows, n] bf16.
+        """
+        codes_and_scales = packed[:, : self._stops[1]]
+        return torch.cat([codes_and_scales, pack_indices(columns), values.contiguous().view(torch.uint8)], 1)
+
     def ranking(self, packed: torch.Tensor) -> torch.Tensor:
-        """[rows, inputs] bf16: the exact entries, 0 elsewhere; a row's `exact` largest are the original's."""
+        """[rows, inputs] bf16: the exact entries, 0 elsewhere; a row's `exact` largest are the original's.
+
+        Not of a base with an adapter merged into it.
+        """
         columns, values = self.exact_entries(packed)
         scores = torch.zeros(len(packed), self.inputs, dtype=torch.bfloat16, device=packed.device)
         write_entries(scores, columns, values)

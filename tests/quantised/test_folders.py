@@ -88,10 +88,10 @@ def test_merging_gives_the_model_that_was_trained(tiny: Path, packed: Path, trai
     assert logits(merged).equal(expected)
     merge(trained / "adapter", packed, tmp_path / "of packed")
     assert logits(LlamaForCausalLM.from_pretrained(tmp_path / "of packed", dtype=torch.bfloat16)).equal(expected)
-    merge(trained / "adapter", tiny, tmp_path / "original", original=True)
+    merge(trained / "adapter", tiny, tmp_path / "original", into="original")
     assert not logits(LlamaForCausalLM.from_pretrained(tmp_path / "original", dtype=torch.bfloat16)).equal(expected)
     with pytest.raises(UserError, match="--into original"):
-        merge(trained / "adapter", packed, tmp_path / "refused", original=True)
+        merge(trained / "adapter", packed, tmp_path / "refused", into="original")
     assert not (tmp_path / "refused").exists()
 
 
