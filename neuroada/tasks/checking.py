@@ -1,6 +1,7 @@
 """What is in the data files: rows, duplicates, lengths, and test questions that a training set gives away."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def check_folder(data_dir: Path, tokenizer: Any) -> Report:
         for split in SPLITS:
             if split == "test" and task.test_split != "test":
                 continue  # a file that is checked as what it is
-            if not any(path.exists() for path in possible_files(task, split, data_dir)):
+            if not any(map(os.path.lexists, possible_files(task, split, data_dir))):  # a dead link is a problem
                 continue
             try:
                 examples = load_examples(task, split, data_dir)
@@ -121,7 +122,7 @@ def clean(task: Task, data_dir: Path) -> None:
     for other in TASKS.values():
         if other.suite != task.suite or not other.tests_its_suite:
             continue
-        if any(path.is_file() for path in possible_files(other, "test", data_dir)):
+        if any(map(os.path.lexists, possible_files(other, "test", data_dir))):
             seen |= {question_key(example) for example in load_examples(other, "test", data_dir)}
         else:
             absent.append(other.name)

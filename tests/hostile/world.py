@@ -6,6 +6,7 @@ from pathlib import Path
 
 from judge import run_command
 from safetensors.torch import load_file, save_file
+from submission import make_slurm
 
 from neuroada.comparison.page import write_comparison
 from neuroada.comparison.summary import summarize
@@ -21,13 +22,17 @@ def make_world(folder: Path) -> Path:
     weights = load_file(folder / "model" / "model.safetensors")
     weights["model.norm.weight"].zero_()  # all logits are 0: the first token, the end of text, is generated at once
     save_file(weights, folder / "model" / "model.safetensors", {"format": "pt"})
-    rows = [
-        {"instruction": f"What is {n} + {n}?", "input": "", "output": f"{2 * n}", "answer": f"{2 * n}"}
-        for n in range(1, 7)
-    ]
-    for name, split in (("math_10k", "train"), ("AddSub", "test")):
+    rows, tests = (
+        [
+            {"instruction": f"What is {n} + {n}?", "input": "", "output": f"{2 * n}", "answer": f"{2 * n}"}
+            for n in range(first, first + 6)
+        ]
+        for first in (1, 5)
+    )
+    for name, split, content in (("math_10k", "train", rows), ("AddSub", "test", tests)):
         (folder / "data" / name).mkdir(parents=True)
-        (folder / "data" / name / f"{split}.json").write_text(json.dumps(rows))
+        (folder / "data" / name / f"{split}.json").write_text(json.dumps(content))
+    make_slurm(folder)
     recipe = {
         "model": "model", "task": "math", "adapter": {"k": 2, "target_modules": ["q_proj", "down_proj"]},
         "optimizer": {"lr": 0.01}, "train": {"max_length": 300, "dtype": "fp32", "micro_batch_size": 1},

@@ -75,6 +75,18 @@ def test_a_bad_file_is_named_and_the_others_reported(data_dir):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [[], ["--clean", "math"]])
+def test_a_link_to_nothing_is_a_problem_and_no_absent_set(data_dir, arguments):
+    write(data_dir, "math_10k", "train", ["What is 1 + 1?", "What is 2 + 2?"], answer="2")
+    write(data_dir, "AddSub", "test", ["What is 1 + 1?"], answer="2")
+    (data_dir / "gsm8k").mkdir()
+    (data_dir / "gsm8k" / "test.json").symlink_to("nowhere")
+    done = check_data("--data-dir", data_dir, *arguments)
+    assert done.returncode == 2
+    assert "gsm8k/test.json: no such file" in done.stderr and done.stderr.count("\n") == 1
+    assert not (data_dir / "math_10k_clean").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
