@@ -20,6 +20,7 @@ LAYERS = [
     {"reporting", "evaluation"},
     {"training"},
     {"planning", "comparison", "sources"},
+    {"doctor"},
     {"cli"},
 ]
 """From the ground up. A package imports from the layers below its own, and from itself."""

@@ -8,6 +8,7 @@ from neuroada.cli.command import run
 from neuroada.errors import UserError
 
 COMMANDS = {
+    "doctor": "examine this machine: what it has, and whether the claims hold on it",
     "train": "train a recipe, on one process or many",
     "preview": "own data as the model will see them",
     "evaluate": "score a model or an adapter on tasks",

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from models import TARGETS, bits, plain, same_bits
 from peft import get_peft_model
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
+from models import TARGETS, bits, plain, same_bits
 from neuroada import NeuroAdaConfig
 from neuroada.errors import UserError
 from neuroada.sync import FolderTransport, ModelWeights, Receiver, Sender, follow, publish

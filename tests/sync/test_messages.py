@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import bits, change, plain, same_bits, senders, tuned
 from safetensors.torch import load
 
+from models import bits, change, plain, same_bits, senders, tuned
 from neuroada.sync import ModelWeights, Receiver, SyncError
 from neuroada.sync.message import decode, encode
 
