@@ -56,7 +56,13 @@ class BaseWeight:
 
     @property
     def bias(self) -> torch.Tensor | None:
+        """Part of the product, which is rounded once."""
         return self.layer.bias  # type: ignore[return-value]
+
+    @property
+    def added_bias(self) -> torch.Tensor | None:
+        """Added after the product was rounded."""
+        return None
 
     @contextmanager
     def own_rows(self) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -93,12 +99,18 @@ class BaseWeight:
 
 
 class FalconWeight(BaseWeight):
-    """Falcon's Linear where it has no bias, which it would add in a second rounding."""
+    """Falcon's Linear, which adds its bias to the rounded product."""
+
+    bias = None
+
+    @property
+    def added_bias(self) -> torch.Tensor | None:
+        return self.layer.bias  # type: ignore[return-value]
 
     @staticmethod
     def serves(module: nn.Module) -> bool:
         falcon = type(module).__module__.startswith("transformers.") and type(module).__name__ == "FalconLinear"
-        return falcon and module.bias is None and module.weight.is_floating_point()
+        return falcon and module.weight.is_floating_point()  # type: ignore[operator]
 
 
 class TransposedWeight(BaseWeight):

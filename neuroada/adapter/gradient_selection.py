@@ -120,6 +120,6 @@ def _scouting(layer: NeuroAdaLinear, show: Callable[[torch.Tensor], None]) -> Ca
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = _Scout.apply(anchor, x, layer.base.stored, layer.base.bias, layer.base.format, show)
-        return y
+        return y if layer.base.added_bias is None else y + layer.base.added_bias
 
     return forward

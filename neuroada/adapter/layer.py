@@ -183,6 +183,11 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
                 self.unselected.discard(adapter)
 
     def _adapted(self, x: torch.Tensor, adapters: list[str], mixture: "mixed.Mixture | None") -> torch.Tensor:
+        y = self._product(x, adapters, mixture)
+        bias = self.base.added_bias
+        return y if bias is None else y + bias
+
+    def _product(self, x: torch.Tensor, adapters: list[str], mixture: "mixed.Mixture | None") -> torch.Tensor:
         if mixture is not None:
             connections = {name: (self.neuroada_idx[name], self.neuroada_delta[name]) for name in adapters}
             return mixed.product(x, mixture, self.base, connections)

@@ -78,15 +78,16 @@ class _InWeightLinear(torch.autograd.Function):
         bias: torch.Tensor | None,
         idx_bytes: torch.Tensor,
         delta: torch.Tensor,
-        change: torch.Tensor,
+        summed: torch.Tensor | None,  # delta where it is added, of rows that name a column more than once
         weight_format: WeightFormat,
     ) -> torch.Tensor:
+        change = delta if summed is None else summed
         ctx.weight_format, ctx.keeps_entries = weight_format, keeps_entries(x.shape[-1], delta)
         kept = x.index_select(-1, unpack_indices(idx_bytes).flatten()) if ctx.keeps_entries else x
         # The Parameters themselves, never views: ZeRO-3 and FSDP2 swap their data and gather it again for backward, and
         # autograd refuses a backward over values that were changed (merged, say) since.
         ctx.save_for_backward(kept, stored, idx_bytes, change)
-        return _product(x, stored, bias, idx_bytes, change, weight_format, change is not delta)
+        return _product(x, stored, bias, idx_bytes, change, weight_format, summed is not None)
 
     @staticmethod
     @once_differentiable
@@ -128,8 +129,8 @@ def in_weight_linear(
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:  # as autocast itself
         dtype = torch.get_autocast_dtype(x.device.type)
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-    change = sum_repeated(unpack_indices(idx_bytes), delta.detach()) if repeated else delta
+    summed = sum_repeated(unpack_indices(idx_bytes), delta.detach()) if repeated else None
     wanted = (x, delta) if bias is None else (x, delta, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted):
-        return _InWeightLinear.apply(x, stored, bias, idx_bytes, delta, change, weight_format)
-    return _product(x, stored, bias, idx_bytes, change, weight_format, change is not delta)
+        return _InWeightLinear.apply(x, stored, bias, idx_bytes, delta, summed, weight_format)
+    return _product(x, stored, bias, idx_bytes, delta if summed is None else summed, weight_format, repeated)

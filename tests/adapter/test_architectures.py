@@ -25,7 +25,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
          "num_key_value_heads": 2, "vocab_size": 64,
          "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 MIXTURE = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
-FALCON = SIZES | {"bias": False}
+ROUTED = {"n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1}
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 
 IDS = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -59,21 +59,30 @@ ROWS = [
     Row("Qwen3Moe", sizes=SIZES | MIXTURE | {"head_dim": 8, "num_experts": 4}),
     Row("Mixtral", sizes=SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Row("GptOss", sizes=SIZES | {"head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    Row("Qwen2Moe", sizes=SIZES | MIXTURE | {"num_experts": 4, "shared_expert_intermediate_size": 24}),
+    Row("Olmoe", sizes=SIZES | {"num_experts": 4, "num_experts_per_tok": 2}),
+    Row("Glm4Moe", sizes=SIZES | MIXTURE | ROUTED | {"head_dim": 8}),
+    Row("Gemma", sizes=SIZES | {"head_dim": 8}),
     Row("Gemma2", sizes=SIZES | {"head_dim": 8}),
     Row("Gemma3", config="TextConfig", sizes=SIZES | {"head_dim": 8}),
     Row("Phi3", sizes=SIZES),
     Row("GPT2", "LMHeadModel", sizes={"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64}),
     Row("GPTNeoX", sizes=SIZES),
-    Row("Falcon", sizes=FALCON),
+    Row("Falcon", sizes=SIZES | {"bias": False}),
+    Row("Bloom", sizes=SIZES),
     Row("Olmo", sizes=SIZES),
     Row("Olmo2", sizes=SIZES),
-    Row(
-        "DeepseekV3",
-        sizes=SIZES
-        | MIXTURE
-        | LATENT
-        | {"num_key_value_heads": 4, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1},
-    ),
+    Row("Olmo3", sizes=SIZES),
+    Row("SmolLM3", sizes=SIZES),
+    Row("Granite", sizes=SIZES),
+    Row("Cohere", sizes=SIZES),
+    Row("Cohere2", sizes=SIZES | {"head_dim": 8}),
+    Row("StableLm", sizes=SIZES),
+    Row("Glm4", sizes=SIZES | {"head_dim": 8}),
+    Row("Starcoder2", sizes=SIZES),
+    Row("Phi", sizes=SIZES),
+    Row("OPT", sizes=SIZES | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    Row("DeepseekV3", sizes=SIZES | MIXTURE | LATENT | ROUTED | {"num_key_value_heads": 4}),
     Row(
         "T5",
         "ForConditionalGeneration",
@@ -89,6 +98,11 @@ ROWS = [
     ),
     Row("Bert", "ForMaskedLM", sizes=SIZES),
     Row("Roberta", "ForMaskedLM", sizes=SIZES),
+    Row("Electra", "ForMaskedLM", sizes=SIZES | {"embedding_size": 32}),
+    Row("DebertaV2", "ForMaskedLM", sizes=SIZES),
+    Row(
+        "DistilBert", "ForMaskedLM", sizes={"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4, "vocab_size": 64}
+    ),
     Row("ModernBert", "ForMaskedLM", sizes=SIZES | {"cls_token_id": 1, "sep_token_id": 2}),
     Row("ViT", "ForImageClassification", sizes=SIZES | {"image_size": 16, "patch_size": 8}, inputs=IMAGES),
     Row(
@@ -116,10 +130,12 @@ ROWS = [
 ]
 
 
-REFUSED = [
-    (Row("Falcon", sizes=SIZES | {"bias": True}), "own forward may do more than a product", "a Falcon with biases"),
-]
-"""What is not served, and the reason as it is told."""
+VARIANTS = [Row("Falcon", sizes=SIZES | {"bias": True})]
+"""Of architectures that have a row."""
+
+ROUTER = Row("Phimoe", sizes=SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2})
+REFUSED = [(ROUTER, "router", "own forward may do more than a product", "the router of `phimoe`, by name")]
+"""A module that is not served, and the reason as it is told."""
 
 
 def table() -> str:
@@ -130,11 +146,11 @@ def table() -> str:
         modules = " ".join(f"`{target}`" for target in TARGET_MODULES[kind])
         parameters = " ".join(f"`{target}`" for target in TARGET_PARAMETERS.get(kind, []))
         lines.append(f"| `{kind}` | {row.name}{row.head} | {modules} | {parameters} |")
-    refused = [f'- {what}: "... {said} ..."' for _, said, what in REFUSED]
+    refused = [f'- {what}: "... {said} ..."' for _, _, said, what in REFUSED]
     return "\n".join([*lines, "", "Refused, in one line:", "", *refused, ""])
 
 
-@pytest.fixture(params=ROWS, ids=lambda row: row.name)
+@pytest.fixture(params=[*ROWS, *VARIANTS], ids=lambda row: row.name)
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 
@@ -198,10 +214,10 @@ def test_by_default_targets(row: Row, tmp_path: Path) -> None:
         assert param.equal(plain[name]), name
 
 
-@pytest.mark.parametrize(("row", "said"), [(row, said) for row, said, _ in REFUSED])
-def test_what_is_not_served_is_refused(row: Row, said: str) -> None:
+@pytest.mark.parametrize(("row", "module", "said"), [refused[:3] for refused in REFUSED])
+def test_what_is_not_served_is_refused(row: Row, module: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as told:
-        get_peft_model(row.model(), NeuroAdaConfig(k=K))
+        get_peft_model(row.model(), NeuroAdaConfig(k=K, target_modules=[module]))
     assert "\n" not in str(told.value)
 
 

@@ -184,10 +184,11 @@ def main(argv: list[str]) -> None:
         with Traffic() as traffic:
             found["losses"].append(step(engine))
         found["losses"] += [step(engine) for _ in range(argument.get("steps", 5) - 3)]
+        found["trained"] = sum(sharding.stored(p).nbytes for p in model.parameters() if p.requires_grad)
         found |= {"stored": stored_bytes(model), "traffic": dict(traffic.bytes), **optimizer_bytes(engine)}
-        if layers[0].quantisation is None:
+        if layers and layers[0].quantisation is None:
             found["in place"] = merge_and_unmerge(layers)
-        else:  # never written
+        elif layers:  # never written
             found["quantised base stays"] = fingerprint(layers, "default") == found["fingerprint"]
             found["refused"] = refused_of_quantised(model.get_base_model(), Path(argument["out"]) / "saved")
         folder = Path(argument["out"]) / case / f"{engine.world_size}"

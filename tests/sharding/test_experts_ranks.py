@@ -24,6 +24,8 @@ EXPERTS = ["adapter.target_parameters=[experts.gate_up_proj, experts.down_proj]"
            "adapter.target_modules=[q_proj, v_proj]"]  # fmt: skip
 
 MODELS = ("qwen", "gpt-oss", "mixtral")
+METHODS = {"shira": 2 * (64 + 48), "supertuning": 2 * (102 + 51)}
+"""PEFT's, beside experts that stay as they are -> values of two layers' q_proj [32, 32] and v_proj [16, 32]."""
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,13 @@ def found(tmp: Path) -> dict[str, list[dict]]:
             for model in (MODELS if ranks < 3 else ["mixtral"])
             for engine in engines
         }
+        if ranks == 2:
+            sparse = ["adapter.target_modules=[q_proj, v_proj]", "adapter.rank=1", "adapter.sparsity=0.9"]
+            cases |= {
+                f"{method} {engine}": [*ENGINES[engine], *sparse, f"adapter.method={method}", *fields[-1:],
+                                       f"model={tmp / 'qwen'}"]
+                for method in METHODS for engine in ("zero3", "fsdp2")
+            }  # fmt: skip
         run_ranks(ranks, "sharding/ranks_sharding.py", {"out": str(tmp / "out"), "cases": cases}, tmp)
     return {
         f"{ranks.parent.name} {ranks.name}": [json.loads(path.read_text()) for path in sorted(ranks.iterdir())]
@@ -79,6 +88,16 @@ def test_each_rank_stores_half_of_the_experts(found, engine: str, model: str) ->
     for said in found[f"{model} {engine} 2"]:
         for kind in ("idx", "delta"):
             assert said["stored"][kind] == alone["stored"][kind] // 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("engine", ["zero3", "fsdp2"])
+def test_each_rank_stores_half_of_a_method_s_values(found, engine: str, method: str) -> None:
+    """A vector a layer: an odd one is padded, or leaves the last rank one less."""
+    held = [said["trained"] for said in found[f"{method} {engine} 2"]]
+    assert len(held) == 2
+    assert max(held) <= METHODS[method] * 4 // 2 + 4 * 4
+    assert sum(held) >= METHODS[method] * 4
 
 
 @pytest.fixture(scope="module")
