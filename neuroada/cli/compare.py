@@ -1,4 +1,4 @@
-"""Compare methods on one task: a learning rate chosen for each with the same number of tries, then seeds, one table.
+"""Compare methods on one task, or on own data: a learning rate chosen for each by as many tries, then seeds, one table.
 
 neuroada compare --recipe quickstart --methods neuroada:k=20 lora:rank=8 shira:rank=8 full@1e-5,3e-5,1e-4 \\
     --lrs 1e-3,3e-3,1e-2 --seeds 1,2,3 --validation 200 --out runs/compare train.max_steps=100
@@ -6,8 +6,9 @@ neuroada compare --recipe quickstart --methods neuroada:k=20 lora:rank=8 shira:r
 A method is name[:field=value,...][@rate,...]: fields of the recipe's adapter section, and learning rates of its own.
 --match trainable=0.02% sets every method's size (k, rank, sparsity) to train nearest to that share of the base's
 parameters, or to a number (trainable=3110400).
---validation N keeps 2 x N questions of the training set out of every run: N to choose the rate by, N to test on. The
-rates are tried with the first seed. Every run is a fresh process and a folder; the same command goes on where it was.
+--validation N keeps 2 x N questions of the training set out of every run: N to choose the rate by, N to test on; over
+own data the recipe's data.validation does, and its loss is what is reported. The rates are tried with the first seed.
+Every run is a fresh process and a folder; the same command goes on where it was.
 """
 
 import argparse
@@ -59,20 +60,14 @@ def main(argv: list[str]) -> None:
     methods, seeds = read_contenders(args.methods, args.lrs), numbers("--seeds", args.seeds, int)
     if not seeds:
         raise UserError("--seeds: names no seed; give some, such as --seeds 1,2,3")
-    if load_recipe(args.recipe, args.overrides).task is None:
-        raise UserError(f"--recipe {args.recipe}: trains on own data, and runs are compared on a task; give another")
+    check_held_out(load_recipe(args.recipe, args.overrides), args)
     comparison = Comparison(args.recipe, tuple(args.overrides), args.validation, Path(args.out))
     if args.match:
         methods = matched(args.match, methods, comparison)
     recipes = [method.recipe(comparison, lr, seed) for method in methods for lr in method.lrs for seed in seeds]
-    from neuroada.objectives import make_objective
-
-    if args.validation < 1 and make_objective(recipes[0]).generates:
-        raise UserError(f"--validation {args.validation}: give the number of questions to choose the learning rate by")
-
     chosen: dict[str, dict[str, Any]] = {}
     run_one = partial(one, comparison=comparison, launcher=args.launcher, keep=args.keep)
-    base = Contender("base", (), ()).recipe(comparison, recipes[0].optimizer.lr, 0)
+    base = Contender("base", (), ()).recipe(comparison, recipes[0].optimizer.lr, seeds[0])
     run_one(base.model_copy(update={"output_dir": str(comparison.out / "runs" / "base")}), base=True)
     for method in methods:
         tries = {lr: run_one(method.recipe(comparison, lr, seeds[0]))["validation"] for lr in method.lrs}
@@ -86,6 +81,22 @@ def main(argv: list[str]) -> None:
             run_one(method.recipe(comparison, best, seed))
     command = shlex.join(["neuroada", "compare", *argv])
     conclude(comparison.out, recipes[0], chosen, seeds, command, args)
+
+
+def check_held_out(recipe: Recipe, args: argparse.Namespace) -> None:
+    """UserError where there is nothing to choose a learning rate by, or it is named twice."""
+    if recipe.data is not None:
+        if args.validation:
+            raise UserError(f"--validation {args.validation}: is of tasks; over own data set data.validation.size")
+        if not (recipe.data.validation.size or recipe.data.validation.own_source):
+            raise UserError(
+                f"--recipe {args.recipe}: has no examples to choose the learning rate by; set data.validation.size"
+            )
+        return
+    from neuroada.objectives import make_objective
+
+    if args.validation < 1 and make_objective(recipe).generates:
+        raise UserError(f"--validation {args.validation}: give the number of questions to choose the learning rate by")
 
 
 def matched(budget: str, methods: list[Contender], comparison: Comparison) -> list[Contender]:
@@ -106,6 +117,10 @@ def conclude(
     summary = summarize(out, chosen, seeds, task=recipe.trained_on, model=recipe.model, command=command)
     if args.match:
         summary["matched"] = args.match
+    if recipe.data is not None:
+        from neuroada.objectives import make_objective
+
+        summary["validation_loss"] = make_objective(recipe).loss_unit
     write_comparison(out, summary)
     if args.json:
         print(json.dumps(summary, indent=1))

@@ -94,11 +94,12 @@ class Base(_File):
 
 
 class Summary(_File):
-    """comparison.json: the whole table."""
+    """comparison.json: the whole table. validation_loss: of own data, what its loss is measured in."""
 
     task: str
     model: str
     command: str
+    validation_loss: str = ""
     device: str | None
     base: Base
     rows: Annotated[list[Row], Field(min_length=1)]

@@ -28,7 +28,7 @@ def measure(folder: Path, base: bool) -> None:
         scored = folder / "results.json"  # the run has scored itself, on all its ranks
         if scored.is_file():
             result["tasks"] = read_json(scored)["tasks"]
-    entry = result.get("tasks", {}).get(recipe.task, {})
+    entry = result.get("tasks", {}).get(recipe.trained_on, {})
     source = Source.of_trained(folder / METHODS.load(recipe.adapter.method).folder, recipe.model)
     loaded = cache(partial(_load, Source(recipe.model) if base else source))
     result |= objective.compared_losses(entry, loaded)
@@ -60,7 +60,7 @@ def of_loaded_model(folder: Path, recipe: Recipe, model: Any, tokenizer: Any, ba
             recipe.data_dir,
             folder,
             limit=recipe.evaluate.limit,
-            trained_on=recipe.task,
+            trained_on=recipe.trained_on,
             identity=Source(recipe.model).identity(),
         )
         result["tasks"] = scored["tasks"]

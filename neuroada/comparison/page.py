@@ -18,10 +18,11 @@ def comparison_page(out: Path, summary: dict[str, Any]) -> str:
     header, lines = cells(summary)
     command = re.sub(r"(?<=[= ])/\S*/", "", summary["command"])  # no path of this machine; comparison.json has it whole
     machine = [f"Device: {summary['device']}."] if summary["device"] else []
+    unit = summary.get("validation_loss", "nats per answer token")
     sections = [
         ("Result", interval_chart(summary) + html_table(header, lines) + paragraphs([*notes(summary), *machine])),
         ("Learning rates tried", rates(summary)),
-        ("Training loss at the chosen rate, first seed, in nats per answer token", curves(out, summary)),
+        (f"Training loss at the chosen rate, first seed, in {unit}", curves(out, summary)),
         ("Run it again", f"<pre>{escape(command)}</pre>"),
     ]
     return page(f"Methods compared on {summary['task']}", summary["model"], [part for part in sections if part[1]])

@@ -62,7 +62,7 @@ def deciding(recipe: Recipe, base: bool) -> dict[str, Any]:
     """The fields that two runs must share to be one; the base model's are those it is measured by."""
     if not base:
         return recipe.model_dump(exclude={"output_dir"})
-    measured_by = recipe.model_dump(include={"model", "task", "data_dir", "evaluate"})
+    measured_by = recipe.model_dump(include={"model", "task", "data", "objective", "data_dir", "evaluate"})
     return {**measured_by, "train": recipe.train.model_dump(include={"held_out", "max_length"})}
 
 

@@ -154,10 +154,18 @@ def _percent(value: dict[str, float] | None) -> str:
 
 def notes(summary: dict[str, Any]) -> list[str]:
     """What the reader of the table must know beside it."""
+    held_out = (
+        "nats per answer token (of a classifier: per text) of questions no run saw, nor was a learning rate chosen by "
+        "them"
+    )
+    if "validation_loss" in summary:
+        held_out = (
+            f"{summary['validation_loss']}, of validation examples that no run trained on, but by which its rate and "
+            f"the step it saved were chosen; they are drawn by the seed, unless they have a file of their own"
+        )
     said = [
-        "Mean ± standard deviation over seeds. Held-out loss: nats per answer token (of a classifier: per text) of "
-        "questions no run saw, nor was a learning rate chosen by them. Accuracy in %. Merged cost: a forward pass "
-        "after merging, as a multiple of the base model's.",
+        f"Mean ± standard deviation over seeds. Held-out loss: {held_out}. Accuracy in %. Merged cost: a forward pass "
+        f"after merging, as a multiple of the base model's.",
         "Less the first method's: the difference of the losses, seed by seed; below 0 is better than the first method.",
     ]
     if "matched" in summary:

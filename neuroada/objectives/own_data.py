@@ -1,6 +1,7 @@
 """Own data: what the objectives over it share, and supervised fine-tuning, the plainest of them."""
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from neuroada.objectives.base import Objective
 from neuroada.objectives.cross_entropy import answer_loss
 from neuroada.objectives.loss_validation import LossValidation
 from neuroada.objectives.micro_batch import MicroBatch, collate_sequences
+from neuroada.tasks.validation_file import read_measured
 
 
 class OwnData(Objective):
@@ -86,6 +88,34 @@ class OwnData(Objective):
     @abstractmethod
     def held_out_loss(self, sums: torch.Tensor, data: TokenData) -> float:
         """The loss of all held-out items, from the sums over them."""
+
+    def compared_losses(
+        self, entry: Mapping[str, Any], load: Callable[[], tuple[nn.Module, Any]]
+    ) -> dict[str, float | None]:
+        """Both are the loss on data.validation that the run recorded for the step it saved: there is no second set.
+
+        The untrained model is measured here, on what is held out of a run with this recipe's seed.
+        """
+        recorded = Path(self.recipe.output_dir) / "validation.json"
+        if recorded.is_file():
+            loss = min(one["loss"] for one in read_measured(recorded) if one["step"] > 0)
+            return {"validation": loss, "test": loss}
+        model, tokenizer = load()
+        return {"validation": None, "test": self._loss_of(model, tokenizer)}
+
+    @torch.no_grad()
+    def _loss_of(self, model: Any, tokenizer: Any) -> float:
+        """The loss on data.validation of a model as it was loaded: padded, as its attention knows no packed rows."""
+        recipe = self.recipe
+        plain = recipe.model_copy(update={"train": recipe.train.model_copy(update={"packing": False})})
+        measured = type(self)(plain)
+        measured.load_data(tokenizer)
+        data = measured.held_out
+        assert data is not None
+        rows = recipe.train.micro_batch_size
+        parts = [np.arange(start, min(start + rows, len(data))) for start in range(0, len(data), rows)]
+        sums = [measured.held_out_parts(model, data, part, model.device) for part in parts]
+        return measured.held_out_loss(torch.stack(sums).sum(0), data)
 
     def longest_batch(self, vocab_size: int) -> MicroBatch:
         train = self.recipe.train

@@ -1,17 +1,20 @@
 """neuroada compare end to end on a tiny model: what it does, what it skips, what it refuses."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from neuroada.cli import compare
 from neuroada.comparison import runs
-from neuroada.comparison.measure import measure
+from neuroada.comparison.measure import _load, measure
 from neuroada.comparison.page import write_comparison
 from neuroada.comparison.summary import summarize
 from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
+from neuroada.evaluation.source import Source
+from neuroada.objectives import make_objective
 from neuroada.sources.tiny import make_tiny
 from neuroada.training.trainer import train
 
@@ -109,6 +112,43 @@ def test_wrong_arguments_are_refused_before_anything_runs(arguments: list[str], 
     assert "adapter.kk" in refused(arguments, methods=["neuroada:kk=4"])
     assert "--validation 0" in refused(arguments, validation=["0"])
     assert children == []
+
+
+def test_own_data_by_its_validation_loss(arguments: list[str], children: list[str], tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"{i} ", "completion": f"{i % 3}"}) + "\n" for i in range(24)))
+    model, out = arguments[-3], tmp_path / "out"
+    own = ["--recipe", "tiny_arithmetic", "--methods", "neuroada:k=4", "lora:rank=1", "--lrs", "1e-2,1e-6", "--out",
+           str(out), model, f"data_dir={tmp_path}", "train.max_steps=3", "task=null", "engine.name=single",
+           f"data.datasets=[{{path: {rows}}}]"]  # fmt: skip
+    with pytest.raises(UserError, match=r"has no examples to choose the learning rate by; set data.validation.size"):
+        compare.main(own)
+    own += ["data.validation.size=8"]
+    with pytest.raises(UserError, match=r"--validation 8: is of tasks; over own data set data.validation.size"):
+        compare.main([*own[:2], "--validation", "8", *own[2:]])
+    compare.main(own)
+    assert len(children) == 4
+    summary = json.loads((out / "comparison.json").read_text())
+    for row in summary["rows"]:
+        assert row["lr"] == 0.01 and row["tries"]["0.01"] == row["test"]["mean"] < summary["base"]["test"]
+    run = out / "runs" / "neuroada-k=4" / "lr-0.01-seed-42"
+    measured = json.loads((run / "validation.json").read_text())["measured"]
+    assert measured[0]["step"] == 0 and measured[0]["loss"] == pytest.approx(summary["base"]["test"], rel=1e-5)
+    assert min(one["loss"] for one in measured[1:]) == summary["rows"][0]["test"]["mean"]
+    report = (out / "report.html").read_text()
+    assert "nats per learnt token, of validation examples that no run trained on" in report
+
+
+def test_an_untrained_model_is_its_own_reference(arguments: list[str], tmp_path: Path) -> None:
+    """DPO's loss of the base, to compare with: ln 2."""
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"{i} ", "chosen": "yes", "rejected": f"{i}"}) + "\n" for i in range(12))
+    )
+    own = ["task=null", f"data.datasets=[{{path: {rows}}}]", "data.validation.size=5", "objective.name=dpo"]
+    recipe = load_recipe("tiny_arithmetic", [arguments[-3], f"data_dir={tmp_path}", f"output_dir={tmp_path}", *own])
+    found = make_objective(recipe).compared_losses({}, lambda: _load(Source(recipe.model)))
+    assert found == {"validation": None, "test": pytest.approx(math.log(2))}
 
 
 def test_spreads_and_differences_are_of_seeds(tmp_path: Path) -> None:
