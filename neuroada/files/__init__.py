@@ -9,7 +9,16 @@ Nothing else in the package opens a file by itself (tests/files/test_one_door.py
 here, and torch only where a function is given or asked for tensors.
 """
 
-from neuroada.files.atomic import check_free, new_folder, open_append, replacing, write_json, write_text, write_yaml
+from neuroada.files.atomic import (
+    check_free,
+    new_folder,
+    open_append,
+    replacing,
+    scratch_folder,
+    write_json,
+    write_text,
+    write_yaml,
+)
 from neuroada.files.locks import FolderLock
 from neuroada.files.problems import explained
 from neuroada.files.reading import (
@@ -60,6 +69,7 @@ __all__ = [
     "read_yaml",
     "replacing",
     "save_tensors",
+    "scratch_folder",
     "strict_json",
     "weight_files",
     "write_json",

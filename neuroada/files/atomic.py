@@ -115,6 +115,18 @@ def new_folder(path: Path, *, replace: bool = False, size: int = 0, field: str =
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`, removed at the end; what a kill leaves, the next `new_folder` removes."""
+    temporary = _temporary(path.absolute())
+    with explained(path):
+        temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _blamed(error: OSError, temporary: Path, told: Path | str) -> Path | str:
     """What an error of a writer's block is about: `told`, the file to come, or another that the block opened."""
     named = error.filename

