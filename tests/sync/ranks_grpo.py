@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 from datasets import Dataset
+from sync_models import TARGETS, checkpoint_of, merged, plain
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from models import TARGETS, checkpoint_of, merged, plain
 from neuroada import NeuroAdaConfig
 from neuroada.sync import FolderTransport
 from neuroada.sync.trl import Rollouts

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import get_peft_model
+from sync_models import TARGETS, bits, plain, same_bits
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
-from models import TARGETS, bits, plain, same_bits
 from neuroada import NeuroAdaConfig
 from neuroada.errors import UserError
 from neuroada.sync import FolderTransport, ModelWeights, Receiver, Sender, follow, publish

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from sync_models import logits
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from models import logits
 from neuroada.sync import FolderTransport, ModelWeights, Receiver, follow
 
 

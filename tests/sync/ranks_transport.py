@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from sync_models import change, logits, plain, tuned
 
-from models import change, logits, plain, tuned
 from neuroada.sync import DistributedTransport, ModelWeights, Receiver, Sender, follow, publish
 
 SENDERS, RECEIVERS, VERSIONS = [0, 1], [2, 3], 5

@@ -8,10 +8,10 @@ import pytest
 import torch
 import vllm_source
 from distributed_runs import run_ranks
+from sync_models import TARGETS, bits, change, checkpoint_of, merged, plain, same_bits, tuned
 from test_vllm import PackedModel, assert_holds
 from transformers import AutoTokenizer
 
-from models import TARGETS, bits, change, checkpoint_of, merged, plain, same_bits, tuned
 from neuroada import NeuroAdaConfig
 from neuroada.errors import UserError
 from neuroada.sync import Pipe

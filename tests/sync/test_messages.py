@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
+from sync_models import bits, change, plain, same_bits, senders, tuned
 
-from models import bits, change, plain, same_bits, senders, tuned
 from neuroada.sync import ModelWeights, Receiver, SyncError
 from neuroada.sync.message import decode, encode
 

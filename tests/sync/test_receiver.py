@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from sync_models import bits, change, logits, plain, same_bits, senders, tuned
 
-from models import bits, change, logits, plain, same_bits, senders, tuned
 from neuroada.errors import UserError
 from neuroada.sync import ModelWeights, Pipe, Receiver, Sender, SyncError, WrongBase, follow, publish
 

@@ -13,9 +13,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from sync_models import change, plain, tuned
 from transformers import AutoTokenizer
 
-from models import change, plain, tuned
 from neuroada.sync import FolderTransport, ModelWeights, ReadWriteLock, Receiver, Sender, publish
 
 PROMPTS = ["12 + 34 =", "the cat", "x"]

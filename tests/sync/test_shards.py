@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_runs import run_ranks
+from sync_models import change, logits, plain, senders, tuned
 
-from models import change, logits, plain, senders, tuned
 from neuroada.errors import UserError
 from neuroada.sync import FolderTransport, ModelWeights, Receiver, Sender, Shard, follow, publish
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from distributed_runs import run_ranks
+from sync_models import bits, change, logits, plain, same_bits, senders, tuned
 
-from models import bits, change, logits, plain, same_bits, senders, tuned
 from neuroada.sync import FolderTransport, ModelWeights, Receiver, Sender, SyncError, follow, publish
 
 

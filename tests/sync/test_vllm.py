@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import vllm_source
+from sync_models import change, checkpoint_of, merged, plain, senders, tuned
 
-from models import change, checkpoint_of, merged, plain, senders, tuned
 from neuroada.sync import FolderTransport, Sender, SyncError, WrongBase
 from neuroada.sync.vllm import BACKEND, WorkerExtension, publish_to_vllm, register
 
