@@ -76,22 +76,30 @@ def test_a_second_training_in_the_folder_is_told_while_the_first_runs(world: Pat
 
 
 def test_a_full_disk_at_every_write(world: Path) -> None:
-    """Of a training on a small file system, one size after the other: one line, and it goes on when there is space."""
-    mount = world / "disk"
-    mount.mkdir()
-    inside = f"mount -t tmpfs -o size={{size}} tmpfs {mount} && exec {sys.executable} -m neuroada"
+    """Of a training on a small file system, which is given more space each time: one line, and the same command goes on
+    where it was, to the undisturbed run's result."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("no user namespaces here: a small file system cannot be made")
-    command = f"train --recipe recipe.yaml {' '.join(TRAIN)} output_dir={mount}/run"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
-    statuses = []
-    for size in ("8k", "40k", "80k", "160k", "8m"):
-        done = subprocess.run(["unshare", "-rm", "sh", "-c", f"{inside.format(size=size)} {command}"], cwd=world,
-                              env=environment, text=True, capture_output=True)  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        assert done.returncode in (0, 2), done.stderr
-        statuses.append(done.returncode)
-    assert statuses[0] == 2 and statuses[-1] == 0
+    mount, sizes = world / "disk", ("8k", "40k", "80k", "8m")
+    mount.mkdir()
+    command = f"{sys.executable} -m neuroada train --recipe recipe.yaml {' '.join(TRAIN)} output_dir={mount}/run"
+    one = "mount -o remount,size={size} {mount} || exit 99; {command} 2> said-{size}; echo $?"
+    script = "; ".join(  # in one namespace: with it goes what was written
+        [f"mount -t tmpfs -o size=8k tmpfs {mount} || exit 99",
+         *(one.format(size=size, mount=mount, command=command) for size in sizes),
+         f"cp -r {mount}/run filled"]
+    )  # fmt: skip
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=world, text=True, capture_output=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"})  # fmt: skip
+    said = [(world / f"said-{size}").read_text() for size in sizes]
+    statuses = [int(line) for line in done.stdout.splitlines() if line.isdecimal()]
+    assert statuses[0] == 2 and statuses[-1] == 0 and set(statuses) == {0, 2}, (done, said)
+    for text, status in zip(said, statuses, strict=True):
+        assert "Traceback" not in text, text
+        assert len([line for line in text.splitlines() if line.startswith("error: ")]) == status // 2, text
+    for file in ("adapter/adapter_model.safetensors", "checkpoints/step-000002/state.safetensors"):
+        assert (world / "filled" / file).read_bytes() == (world / "run" / file).read_bytes()
+    assert not [path for path in snapshot(world / "filled") if path.endswith((".lock", ".partial", ".old"))]
 
 
 KILLED = {
