@@ -21,6 +21,7 @@ from neuroada.files import save_tensors
 def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> None:
     """Write `folder` in PEFT's format, one parameter gathered at a time. Collective; rank 0 writes.
 
+    Deltas are written in fp32, whatever dtype they were trained in.
     Works for every PEFT method: what trains is saved, and of NeuroAda this adapter's connections.
     """
     config = model.peft_config[adapter]
@@ -43,7 +44,8 @@ def save_adapter(model: PeftModel, folder: Path, adapter: str = "default") -> No
                 if ".neuroada_" in key:
                     key = NeuroAdaModel._remove_adapter_name_from_key(key, adapter)
                 key = key.replace(f".{adapter}", "")
-                tensors[key] = value.detach().to("cpu", copy=True).contiguous()
+                dtype = torch.float32 if f".neuroada_delta.{adapter}." in name else value.dtype
+                tensors[key] = value.detach().to("cpu", dtype, copy=True).contiguous()
     if first:
         if layers:
             cast(NeuroAdaConfig, config).saved_sha256 = sha256_of(tensors, adapter)

@@ -81,7 +81,7 @@ def memory(step: Step, strategy: str, world_size: int, options: dict[str, Any] |
         gradients = np.full_like(gradients, FP32 * trained_here)  # whole ones stand in the buckets only
     elif strategy == "fsdp2":
         gradients = np.full_like(gradients, sum(share(p.numel, shards) * p.itemsize for p in trained))
-        reducing += 2 * max(_bytes_by_layer(trained).values(), default=0)  # one layer's, and their reduce-scatter
+        reducing += max(_reduced_by_layer(trained).values(), default=0)
 
     offloaded = strategy == "zero3_offload" or bool((options or {}).get("cpu_offload"))
     host_bytes = 0
@@ -127,6 +127,15 @@ def _bytes_by_layer(params: list[Parameter]) -> dict[int | None, int]:
     sizes: dict[int | None, int] = {}
     for param in params:
         sizes[param.layer] = sizes.get(param.layer, 0) + param.nbytes
+    return sizes
+
+
+def _reduced_by_layer(trained: list[Parameter]) -> dict[int | None, int]:
+    """Bytes of a layer's whole gradients and of their reduce-scatter under FSDP2, which for deltas is in fp32."""
+    sizes: dict[int | None, int] = {}
+    for param in trained:
+        reduced = FP32 if param.kind == "delta" else param.itemsize
+        sizes[param.layer] = sizes.get(param.layer, 0) + param.numel * (param.itemsize + reduced)
     return sizes
 
 
