@@ -37,7 +37,8 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
     """Wraps a Linear, whose weight keeps the base values but while merged: a pass never writes into it.
 
     For each adapter, parameters of [out_features, .]: `neuroada_idx` (2k uint8: k uint16 column numbers) and
-    `neuroada_delta` (k, fp32, the only one that trains). Where several adapters are active, their changes add up.
+    `neuroada_delta` (k, fp32 or as the trainer casts it, the only one that trains). Where several adapters are active,
+    their changes add up.
     """
 
     adapter_layer_names = ("neuroada_delta",)  # set_adapter turns gradients on for these: floating point only

@@ -24,8 +24,8 @@ def save_adapter(
 ) -> None:
     """Write `folder` in PEFT's format, one parameter gathered at a time. Collective; rank 0 writes.
 
-    Works for every PEFT method: what trains is saved, and of NeuroAda this adapter's connections. beside: tensors that
-    are no parameters and belong to the file, whole on every rank.
+    Works for every PEFT method: what trains is saved, and of NeuroAda this adapter's connections, deltas in fp32,
+    whatever dtype they trained in. beside: tensors that are no parameters and belong to the file, whole on every rank.
     """
     config = model.peft_config[adapter]
     layers = [layer for layer in neuroada_layers(model) if adapter in layer.neuroada_idx]
@@ -47,7 +47,8 @@ def save_adapter(
                 if ".neuroada_" in key:
                     key = NeuroAdaModel._remove_adapter_name_from_key(key, adapter)
                 key = key.replace(f".{adapter}", "")
-                tensors[key] = value.detach().to("cpu", copy=True).contiguous()
+                dtype = torch.float32 if f".neuroada_delta.{adapter}." in name else value.dtype
+                tensors[key] = value.detach().to("cpu", dtype, copy=True).contiguous()
     if first:
         if layers:
             cast(NeuroAdaConfig, config).saved_sha256 = sha256_of(tensors, adapter)

@@ -70,6 +70,11 @@ class Adapter(Section):
         default="auto",
         description="of neuroada on GPUs, for the deltas' gradient; auto: what rank 0 finds faster, on all ranks",
     )
+    delta_dtype: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="of neuroada: of the deltas and of AdamW's moments, in training; bf16 as in the authors' code, not "
+        "under DeepSpeed",
+    )
     trainable_dtype: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of the weights that full and masked train, and of their moments"
     )
@@ -142,7 +147,7 @@ class Train(Section):
         "sequences as max_length tokens hold count as one of the batch (of own data)",
     )
     dtype: Literal["bf16", "fp32"] = Field(
-        default="bf16", description="of the frozen weights and of the compute; deltas are fp32"
+        default="bf16", description="of the frozen weights and of the compute; of the deltas: adapter.delta_dtype"
     )
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = Field(
         default=42, description="of the order of the data, of dropout and of random choices"

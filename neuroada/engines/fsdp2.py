@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from neuroada import sharding
@@ -62,7 +62,10 @@ class Fsdp2Engine:
     def _shard(self, module: nn.Module) -> None:
         pinned = self.device.type == "cuda"  # for copies beside the computation
         offload = CPUOffloadPolicy(pin_memory=pinned) if self.recipe.engine.cpu_offload else OffloadPolicy()
-        fully_shard(module, mesh=self.mesh, offload_policy=offload)
+        # The gradients of bf16 deltas are summed over ranks in fp32, as those of fp32 deltas are anyway.
+        reducing = torch.float32 if self.recipe.adapter.delta_dtype == "bf16" else None
+        precision = MixedPrecisionPolicy(reduce_dtype=reducing)
+        fully_shard(module, mesh=self.mesh, mp_policy=precision, offload_policy=offload)
 
     def load(self, builder: ModelBuilder) -> nn.Module:
         files = Checkpoint(resolve(builder.source, "model ="), "model = ").file_of

@@ -54,5 +54,5 @@ class SingleEngine:
             param.data.copy_(saved["value"])
             self.optimizer.state[param] = {
                 "step": torch.tensor(float(step)),
-                **{key: saved[key].to(param.device) for key in STATE},
+                **{key: saved[key].to(param) for key in STATE},
             }

@@ -60,6 +60,7 @@ class Method(ABC):
     name: ClassVar[str]
     strategies: ClassVar[tuple[str, ...]] = WHOLE
     chooses_neurons: ClassVar[bool] = False  # whether adapter.neuron_fraction is followed
+    stores_deltas: ClassVar[bool] = False  # whether adapter.delta_dtype is followed
     chooses_places: ClassVar[bool] = False  # whether adapter.exclude_modules and adapter.layers are followed
     unsupported: ClassVar[dict[str, str]] = {}
     adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
@@ -103,6 +104,8 @@ class Method(ABC):
                 )
         if (fraction := self.adapter.neuron_fraction) < 1 and not self.chooses_neurons:
             raise UserError(f"adapter.neuron_fraction = {fraction}: is of neuroada, not of {self.name}; leave it out")
+        if (dtype := self.adapter.delta_dtype) != "fp32" and not self.stores_deltas:
+            raise UserError(f"adapter.delta_dtype = {dtype}: is of neuroada, not of {self.name}; leave it out")
         if fraction < 1 and self.adapter.target_parameters:
             raise UserError(
                 f"adapter.neuron_fraction = {fraction}: not for experts; leave adapter.target_parameters out"
@@ -113,6 +116,8 @@ class Method(ABC):
                 f"adapter.method = {self.name}: does not run under {strategy}: {reason}; use "
                 f"{' or '.join(name for name in self.strategies if name != 'zero0')}"
             )
+        if (refused := self.refusal(strategy)) is not None:
+            raise UserError(refused)
         if self.adapter.target_parameters and not self.adapts_experts:
             raise UserError(f"adapter.target_parameters: method {self.name} does not adapt experts; use neuroada")
         if self.adapter.target_parameters and (self.adapter.selects_later or self.adapter.selection == "lift"):
@@ -120,6 +125,13 @@ class Method(ABC):
                 "adapter.target_parameters: experts' connections are chosen by their weights; use selection magnitude, "
                 "reverse or random, and no selection_file"
             )
+
+    def refusal(self, strategy: str) -> str | None:
+        """Why this recipe does not run under a strategy that the method does: one line with the field and the remedy.
+
+        A plan leaves such strategies out.
+        """
+        return None
 
     def check_quantised(self, quantisation: Quantisation) -> None:
         """Refuse a quantised base. UserError, unless the method trains beside weights that it only reads."""

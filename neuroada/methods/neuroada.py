@@ -16,11 +16,13 @@ from neuroada.adapter.neurons import frozen_count
 from neuroada.engines import Engine
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor, read_json
+from neuroada.hf.loading import DTYPES
 from neuroada.methods.base import WHOLE, Calibration, Change
 from neuroada.methods.connections import choose_connections
 from neuroada.methods.kernel import pin_kernel
 from neuroada.methods.peft_method import USAGE, PeftMethod
 from neuroada.quantised import Quantisation
+from neuroada.tasks.table import get_task
 
 
 class NeuroAda(PeftMethod):
@@ -31,6 +33,7 @@ class NeuroAda(PeftMethod):
     values = ".neuroada_delta"
     chooses_places = True
     chooses_neurons = True
+    stores_deltas = True
     strategies = (*WHOLE, "zero3", "fsdp2")
     adapts_experts = True
     usage = f"import neuroada  # PEFT knows the method from here on\n{USAGE}"
@@ -39,6 +42,8 @@ class NeuroAda(PeftMethod):
         told = f"NeuroAda, k = {self.adapter.k}"
         if self.adapter.neuron_fraction < 1:
             told += f" of {self.adapter.neuron_fraction:.4g} of the neurons ({self.adapter.neuron_choice})"
+        if self.adapter.delta_dtype != "fp32":
+            told += f", {self.adapter.delta_dtype} deltas"
         return told if self.adapter.selection == "magnitude" else f"{told}, {self.adapter.selection} selection"
 
     def config(self, task_type: str) -> NeuroAdaConfig:
@@ -55,6 +60,28 @@ class NeuroAda(PeftMethod):
             task_type=task_type,
             **self.places,
         )
+
+    def attach(self, model: nn.Module, task_type: str) -> nn.Module:
+        tuned = super().attach(model, task_type)
+        for layer in _layers(tuned):
+            layer.neuroada_delta.to(DTYPES[self.adapter.delta_dtype])  # AdamW makes its moments in the same dtype
+        return tuned
+
+    def refusal(self, strategy: str) -> str | None:
+        if self.adapter.delta_dtype == "fp32":
+            return None
+        field = f"adapter.delta_dtype = {self.adapter.delta_dtype}"
+        if strategy.startswith("zero"):
+            return (
+                f"{field}: does not run under {strategy}: DeepSpeed trains an fp32 copy of the deltas, with fp32 "
+                f"moments; use engine.name=fsdp2, one process, or adapter.delta_dtype=fp32"
+            )
+        if strategy == "fsdp2" and self.recipe.task is not None and get_task(self.recipe.task).num_labels:
+            return (
+                f"{field}: does not run under fsdp2 with task {self.recipe.task}: its classifier trains in fp32, and "
+                f"FSDP2 wants one dtype; use one process, or adapter.delta_dtype=fp32"
+            )
+        return None
 
     def prepare(self, model: nn.Module, device: torch.device, compute: torch.dtype) -> None:
         train = self.recipe.train

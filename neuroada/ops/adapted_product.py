@@ -15,7 +15,7 @@ FEW_TOKENS = 16
 
 
 def adapted(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-    """base + delta, rounded once, to the base's dtype; delta is fp32 or wider."""
+    """base + delta, rounded once, to the base's dtype. (A sum of two bf16 tensors is made in fp32 and rounded once.)"""
     return (base + delta.detach()).to(base.dtype)
 
 
@@ -26,7 +26,7 @@ def side_product(
     idx = unpack_indices(idx_bytes)
     weight, delta = weight.detach(), delta.detach()
     base = weight.gather(1, idx)
-    change = adapted(base, delta).to(delta.dtype) - base
+    change = adapted(base, delta).to(torch.promote_types(delta.dtype, torch.float32)) - base
     entries = x.index_select(-1, idx.flatten()).unflatten(-1, idx.shape)
     return F.linear(x, weight.to(x.dtype), bias) + (entries * change).sum(-1).to(x.dtype)
 

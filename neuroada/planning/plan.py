@@ -81,12 +81,16 @@ def make_plan(recipe: Recipe, world_size: int, card_bytes: float | None = None) 
             the card; then it says what would.
     """
     own, options = own_strategy(recipe, world_size)
+    if (reason := make_method(recipe).refusal(own)) is not None:
+        raise UserError(reason)
     recipe = recipe.model_copy(deep=True)
     recipe.train.micro_batch_size = recipe.micro_batch(world_size)
     accumulating = recipe.micro_batches(world_size) > 1
     config, origin = find_config(recipe.model)
     step = record_step(recipe, config, accumulating)
-    names = ("single", "zero3_offload") if world_size == 1 else ("zero0", *_runnable(world_size))
+    names = _runnable(recipe, world_size)
+    if world_size > 1:
+        names.insert(0, "zero0")
     ranks = [rank_plan(recipe, config, step, name, world_size, card_bytes) for name in names]
     chosen = next((rank for rank in ranks if rank.strategy == own and options is None), None)
     if chosen is None and (card_bytes is None or own == "fsdp2"):
@@ -161,10 +165,13 @@ def own_strategy(recipe: Recipe, world_size: int) -> tuple[str, dict[str, Any] |
     return (f"{stage}_offload" if offloaded else stage), zero
 
 
-def _runnable(world_size: int) -> list[str]:
-    """The strategies an engine runs on so many ranks; hpZ wants several whole nodes."""
+def _runnable(recipe: Recipe, world_size: int) -> list[str]:
+    """The strategies an engine runs on so many ranks, with the recipe's fields; hpZ wants several whole nodes."""
     node = zero_options("zero3_hpz")["zero_hpz_partition_size"]
-    return [name for name in _RUNNABLE if name != "zero3_hpz" or (world_size > node and world_size % node == 0)]
+    nodes = world_size > node and world_size % node == 0
+    names = _RUNNABLE if world_size > 1 else ("single", "zero3_offload")
+    method = make_method(recipe)
+    return [name for name in names if (name != "zero3_hpz" or nodes) and method.refusal(name) is None]
 
 
 def compare_methods(recipe: Recipe) -> tuple[dict[str, Memory], dict[str, str]]:
@@ -176,11 +183,15 @@ def compare_methods(recipe: Recipe) -> tuple[dict[str, Memory], dict[str, str]]:
     accumulating = recipe.micro_batches(1) > 1
     # Costs no memory, and masked tuning is refused with it.
     recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"weight_decay": 0.0})})
+    # Which the others would refuse, having none.
+    with_fp32_deltas = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"delta_dtype": "fp32"})})
     found = {Frozen.name: memory(record_step(recipe, config, accumulating, Frozen(recipe)), "single", 1)}
     left_out = {}
     for name in METHODS.names():
         try:
             method = make_method(recipe, name)
+            if not method.stores_deltas:
+                method = make_method(with_fp32_deltas, name)
             method.check("single")
             found[name] = memory(record_step(recipe, config, accumulating, method), "single", 1)
         except UserError as error:  # of this model or task, such as a classifier alone where there is none
@@ -200,12 +211,12 @@ def _what_would_fit(recipe: Recipe, config: Any, world_size: int, card_bytes: fl
         step = record_step(saving, config, accumulating=True)
         ranks = world_size
         while ranks <= saving.train.global_batch_size:
-            names = _runnable(ranks) if ranks > 1 else ("single", "zero3_offload")
+            names = _runnable(saving, ranks)
             peaks = {name: needed(memory(step, name, ranks).peak_bytes) for name in names}
             fitting = [name for name in names if peaks[name] <= card_bytes]
             if fitting:
                 count = f" on {ranks} ranks" if ranks > world_size else ""
                 return f"{' '.join([*said, ''])}fits{count} with {fitting[0]}"
-            smallest = min(smallest, *peaks.values())
+            smallest = min([smallest, *peaks.values()])
             ranks *= 2
     return f"a card of {smallest / GIB:.1f} GiB would do with {' '.join(said) or 'more ranks'}"

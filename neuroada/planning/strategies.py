@@ -87,8 +87,7 @@ def memory(step: Step, strategy: str, world_size: int, options: dict[str, Any] |
         gradients = np.full_like(gradients, FP32 * trained_here)  # whole ones stand in the buckets only
     elif strategy == "fsdp2":
         gradients = np.full_like(gradients, sum(share(p) * p.itemsize for p in trained))
-        # One layer's whole ones, and their reduce-scatter.
-        reducing += 2 * max(_bytes_by_layer(trained, shards).values(), default=0)
+        reducing += max(_reduced_by_layer(trained, shards).values(), default=0)
 
     offloaded = strategy == "zero3_offload" or bool((options or {}).get("cpu_offload"))
     host_bytes = 0
@@ -136,6 +135,16 @@ def _bytes_by_layer(params: list[Parameter], ranks: int) -> dict[int | None, int
     sizes: dict[int | None, int] = {}
     for param in params:
         sizes[param.layer] = sizes.get(param.layer, 0) + ranks * share_of(param, ranks, "fsdp2") * param.itemsize
+    return sizes
+
+
+def _reduced_by_layer(trained: list[Parameter], ranks: int) -> dict[int | None, int]:
+    """Bytes of a layer's whole gradients and of their reduce-scatter under FSDP2, which for deltas is in fp32."""
+    sizes: dict[int | None, int] = {}
+    for param in trained:
+        reduced = FP32 if param.kind == "delta" else param.itemsize
+        padded = ranks * share_of(param, ranks, "fsdp2")
+        sizes[param.layer] = sizes.get(param.layer, 0) + padded * (param.itemsize + reduced)
     return sizes
 
 

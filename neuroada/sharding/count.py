@@ -29,7 +29,7 @@ def kept_bytes(model: nn.Module, ranks: int, layout: Literal["zero3", "fsdp2"]) 
         kind = next((kind for kind in KINDS if f"neuroada_{kind}." in name), "weights")
         kept[kind] += numel * param.element_size()
         if param.requires_grad:
-            kept["moments"] += 2 * FP32 * numel
+            kept["moments"] += 2 * (FP32 if layout == "zero3" else param.element_size()) * numel
             if layout == "zero3":
                 kept["master"] += FP32 * numel
     return dict(kept)

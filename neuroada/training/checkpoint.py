@@ -1,7 +1,7 @@
 """Portable checkpoints: safetensors and JSON, independent of engine and world size.
 
     checkpoints/step-000200/
-      state.safetensors    value, exp_avg and exp_avg_sq of every trainable parameter, full, fp32
+      state.safetensors    value, exp_avg and exp_avg_sq of every trainable parameter, full, fp32 (of bf16: exact)
       progress.json        step, what the run trains, and on which weights
       recipe.yaml          the resolved recipe
       manifest.json        size and SHA-256 of the others, written last
@@ -139,7 +139,8 @@ def restore_checkpoint(
     """
     progress = _progress(folder)
     for field, mine in identity.items():
-        if progress.get(field, mine if field == "weights" else None) != mine:  # older checkpoints lack the weights' sum
+        older = {"weights": mine, "adapter.delta_dtype": "fp32"}  # what checkpoints of an earlier version lack
+        if progress.get(field, older.get(field)) != mine:
             raise UserError(
                 f"checkpoint {folder}: {field} is {progress.get(field)!r} there and {mine!r} in this run; "
                 f"go on with the recipe beside it, or choose another output_dir"

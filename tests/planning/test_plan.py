@@ -128,6 +128,19 @@ def test_hpz_keeps_a_second_copy_on_every_node():
         update={"engine": recipe.engine.model_copy(update={"ds_config": "zero3"})}), 8).ranks}  # fmt: skip
 
 
+def test_bf16_deltas_take_half_and_leave_deepspeed_out():
+    half, whole = (
+        make_plan(load_recipe("llama32_1b_math", ["engine.name=fsdp2", f"adapter.delta_dtype={dtype}"]), 2)
+        for dtype in ("bf16", "fp32")
+    )
+    assert [rank.strategy for rank in half.ranks] == ["zero0", "fsdp2"]
+    for kind in ("delta", "optimizer"):
+        assert 2 * half.chosen.memory.by_kind[kind] == whole.chosen.memory.by_kind[kind] > 0
+    assert half.chosen.memory.peak_bytes < whole.chosen.memory.peak_bytes
+    with pytest.raises(UserError, match=r"adapter\.delta_dtype = bf16: does not run under zero2"):
+        make_plan(load_recipe("llama32_1b_math", ["adapter.delta_dtype=bf16"]), 2)
+
+
 def test_hybrid_sharding_keeps_a_copy_in_every_group():
     fields = ["train.global_batch_size=16", "train.micro_batch_size=1", "engine.name=fsdp2", "engine.shard_size=4"]
     recipe = load_recipe("llama7b_math", fields)

@@ -10,22 +10,23 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, get_linear_schedule_with_warmup
 
 from neuroada.config.recipe import Recipe, load_recipe
-from neuroada.hf.loading import load_tokenizer
+from neuroada.hf.loading import DTYPES, load_tokenizer
 from neuroada.objectives import make_objective
 from neuroada.training.trainer import train
 
 STEPS, K = 16, 4
 
 
-def tiny_version(tiny: Path, folder: Path) -> Recipe:
-    """The recipe on a tiny model and generated problems, in fp32."""
+def tiny_version(tiny: Path, folder: Path, dtype: str, deltas: str) -> Recipe:
+    """The recipe on a tiny model and generated problems, the weights in `dtype`."""
     fields = [f"model={tiny}", "task=arithmetic", f"data_dir={folder / 'data'}", f"output_dir={folder / 'run'}",
-              "evaluate.tasks=[arithmetic]", "evaluate.limit=1", "engine.name=single", "train.dtype=fp32",
-              f"train.max_steps={STEPS}", f"adapter.k={K}", "train.max_length=256"]  # fmt: skip
+              "evaluate.tasks=[arithmetic]", "evaluate.limit=1", "engine.name=single", f"train.dtype={dtype}",
+              f"adapter.delta_dtype={deltas}", f"train.max_steps={STEPS}", f"adapter.k={K}",
+              "train.max_length=256"]  # fmt: skip
     return load_recipe("llama7b_math_authors", fields)
 
 
-def add_deltas(model: torch.nn.Module, targets: list[str]) -> list[torch.nn.Parameter]:
+def add_deltas(model: torch.nn.Module, targets: list[str], dtype: torch.dtype) -> list[torch.nn.Parameter]:
     """A vector of new values for each weight, scattered onto a dense copy of it in every forward pass."""
     model.requires_grad_(False)
     params = []
@@ -35,10 +36,10 @@ def add_deltas(model: torch.nn.Module, targets: list[str]) -> list[torch.nn.Para
         weight = layer.weight
         top = weight.abs().topk(K, dim=1).indices
         flat = (torch.arange(len(weight))[:, None] * weight.shape[1] + top).flatten()
-        delta = torch.nn.Parameter(torch.zeros(len(flat)))
+        delta = torch.nn.Parameter(torch.zeros(len(flat), dtype=dtype))
 
         def forward(x: torch.Tensor, weight=weight, flat=flat, delta=delta) -> torch.Tensor:
-            return F.linear(x, weight.flatten().scatter_add(0, flat, delta).view_as(weight))
+            return F.linear(x, weight.flatten().scatter_add(0, flat, delta.to(weight.dtype)).view_as(weight))
 
         layer.forward = forward
         params.append(delta)
@@ -60,8 +61,8 @@ def authors_curve(recipe: Recipe) -> dict[int, float]:
     """Their loop: the mean loss of each micro batch, divided by their number; AdamW, linear schedule, clipping at 1."""
     objective = make_objective(recipe)
     objective.load_data(load_tokenizer(recipe.model))
-    model = AutoModelForCausalLM.from_pretrained(recipe.model).train()
-    params = add_deltas(model, recipe.adapter.target_modules)
+    model = AutoModelForCausalLM.from_pretrained(recipe.model, dtype=DTYPES[recipe.train.dtype]).train()
+    params = add_deltas(model, recipe.adapter.target_modules, DTYPES[recipe.adapter.delta_dtype])
     optimizer = torch.optim.AdamW(params, lr=recipe.optimizer.lr, weight_decay=recipe.optimizer.weight_decay)
     schedule = get_linear_schedule_with_warmup(optimizer, 0, STEPS)
     curve = {}
@@ -80,7 +81,7 @@ def authors_curve(recipe: Recipe) -> dict[int, float]:
 
 
 def test_the_authors_loop(tiny: Path, tmp_path: Path) -> None:
-    recipe = tiny_version(tiny, tmp_path)
+    recipe = tiny_version(tiny, tmp_path, "fp32", "fp32")
     assert (recipe.train.global_batch_size, recipe.train.micro_batch_size) == (8, 2)
     train(recipe)
     found, expected = losses(Path(recipe.output_dir)), authors_curve(recipe)
@@ -90,3 +91,14 @@ def test_the_authors_loop(tiny: Path, tmp_path: Path) -> None:
                                       "output_dir": str(tmp_path / "batch")})  # fmt: skip
     train(other)
     assert losses(tmp_path / "batch") != pytest.approx(expected, rel=1e-5)  # what the field is for
+
+
+def test_the_authors_loop_with_bf16_deltas(tiny: Path, tmp_path: Path) -> None:
+    recipe = tiny_version(tiny, tmp_path, "fp32", "bf16")
+    train(recipe)
+    found, expected = losses(Path(recipe.output_dir)), authors_curve(recipe)
+    assert len(found) == STEPS
+    assert found == pytest.approx(expected, rel=1e-6)
+    other = tiny_version(tiny, tmp_path / "other", "fp32", "fp32")  # the deltas' dtype alone tells the curves apart
+    train(other)
+    assert losses(Path(other.output_dir)) != pytest.approx(expected, rel=1e-6)
