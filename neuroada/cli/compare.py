@@ -6,6 +6,7 @@ neuroada compare --recipe quickstart --methods neuroada:k=20 lora:rank=8 shira:r
 A method is name[:field=value,...][@rate,...]: fields of the recipe's adapter section, and learning rates of its own.
 --match trainable=0.02% sets every method's size (k, rank, sparsity) to train nearest to that share of the base's
 parameters, or to a number (trainable=3110400).
+--general-text FILE also scores that text by the untrained model and after each run: how much training forgets.
 --validation N keeps 2 x N questions of the training set out of every run: N to choose the rate by, N to test on; over
 own data the recipe's data.validation does, and its loss is what is reported. The rates are tried with the first seed.
 Every run is a fresh process and a folder; the same command goes on where it was.
@@ -44,6 +45,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--match", metavar="trainable=N", help="the budget of all methods: N%% of the base, or a number"
     )
+    parser.add_argument(
+        "--general-text", metavar="FILE", help="text to score before and after (.txt; .jsonl with a text a row)"
+    )
     parser.add_argument("--launcher", default=sys.executable, help="such as 'torchrun --nproc-per-node 8'")
     parser.add_argument("--keep", action="store_true", help="keep every run's checkpoints and whole models")
     parser.add_argument("--json", action="store_true", help="print comparison.json instead of a table")
@@ -55,13 +59,16 @@ def main(argv: list[str]) -> None:
     if argv[:1] == ["--measure"]:  # of one run, by a process of its own
         from neuroada.comparison.measure import measure
 
-        return measure(Path(argv[1]), argv[2] == "base")
+        return measure(Path(argv[1]), argv[2] == "base", argv[3] if len(argv) > 3 else None)
     args = parse(argv)
     methods, seeds = read_contenders(args.methods, args.lrs), numbers("--seeds", args.seeds, int)
     if not seeds:
         raise UserError("--seeds: names no seed; give some, such as --seeds 1,2,3")
-    check_held_out(load_recipe(args.recipe, args.overrides), args)
-    comparison = Comparison(args.recipe, tuple(args.overrides), args.validation, Path(args.out))
+    recipe = load_recipe(args.recipe, args.overrides)
+    check_held_out(recipe, args)
+    if args.general_text:
+        check_general_text(args.general_text, recipe)
+    comparison = Comparison(args.recipe, tuple(args.overrides), args.validation, Path(args.out), args.general_text)
     if args.match:
         methods = matched(args.match, methods, comparison)
     recipes = [method.recipe(comparison, lr, seed) for method in methods for lr in method.lrs for seed in seeds]
@@ -97,6 +104,17 @@ def check_held_out(recipe: Recipe, args: argparse.Namespace) -> None:
 
     if args.validation < 1 and make_objective(recipe).generates:
         raise UserError(f"--validation {args.validation}: give the number of questions to choose the learning rate by")
+
+
+def check_general_text(file: str, recipe: Recipe) -> None:
+    """UserError where the text cannot be scored: it is read once before anything runs."""
+    from neuroada.comparison.general_text import windows
+    from neuroada.hf.loading import load_tokenizer
+    from neuroada.objectives import make_objective
+
+    if not make_objective(recipe).generates:
+        raise UserError(f"--general-text {file}: a classifier of {recipe.task} gives no loss on text; leave it out")
+    windows(file, load_tokenizer(recipe.model, "model: "), recipe.train.max_length)
 
 
 def matched(budget: str, methods: list[Contender], comparison: Comparison) -> list[Contender]:

@@ -13,12 +13,17 @@ EXAMPLE = "such as neuroada:k=20 or full@1e-5,3e-5"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What every run of a comparison shares. `held_out`: questions of the validation set, and of the test set."""
+    """What every run of a comparison shares.
+
+    `held_out`: questions of the validation set, and of the test set. `general_text`: a file that is scored before and
+    after training.
+    """
 
     recipe: str
     overrides: tuple[str, ...]
     held_out: int
     out: Path
+    general_text: str | None = None
 
 
 @dataclass(frozen=True)

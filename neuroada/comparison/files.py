@@ -23,6 +23,13 @@ class Score(_File):
     sound: Number
 
 
+class GeneralLoss(_File):
+    """What a model loses on general text, nats per token, and of how many tokens."""
+
+    loss: Number
+    tokens: Annotated[int, Field(ge=1)]
+
+
 class Seed(_File):
     """A recipe's train section."""
 
@@ -50,6 +57,7 @@ class Result(_File):
     validation: Number | None = None
     test: Number | None = None
     tasks: dict[str, Score] = {}
+    general_text: GeneralLoss | None = None
     step_seconds: Number | None = None
     peak_memory_bytes: Number | None = None
     saved_bytes: Number | None = None
@@ -79,6 +87,8 @@ class Row(_File):
     test: Spread | None
     difference: Spread | None
     accuracy: dict[str, Spread | None]
+    general_text: Spread | None = None
+    forgetting: Spread | None = None
     step_seconds: Spread | None
     peak_memory_bytes: Spread | None
     saved_bytes: Spread | None
@@ -91,6 +101,7 @@ class Base(_File):
 
     test: Number | None
     accuracy: dict[str, Spread | None]
+    general_text: GeneralLoss | None = None
 
 
 class Summary(_File):

@@ -6,6 +6,7 @@ from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from neuroada.comparison import general_text
 from neuroada.comparison.runs import deciding
 from neuroada.config.recipe import Recipe, load_recipe
 from neuroada.evaluation.source import Source, resolve_tasks
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def measure(folder: Path, base: bool) -> None:
-    """Write `folder`/result.json. `base`: of the untrained model."""
+def measure(folder: Path, base: bool, text: str | None = None) -> None:
+    """Write `folder`/result.json. `base`: of the untrained model; `text`: a file of general text to score too."""
     recipe = load_recipe(str(folder / "asked.yaml"))
     objective = make_objective(recipe)
-    result: dict[str, Any] = {"recipe": deciding(recipe, base)}
+    result: dict[str, Any] = {"recipe": deciding(recipe, base, text)}
     if not base:
         result |= costs(folder, recipe)
         scored = folder / "results.json"  # the run has scored itself, on all its ranks
@@ -34,6 +35,8 @@ def measure(folder: Path, base: bool) -> None:
     result |= objective.compared_losses(entry, loaded)
     if objective.generates:
         result |= of_loaded_model(folder, recipe, *loaded(), base)
+    if text is not None:
+        result["general_text"] = general_text.score(*loaded(), text, recipe.train.max_length)
     write_json(folder / "result.json", result)
 
 

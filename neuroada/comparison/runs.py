@@ -11,6 +11,7 @@ from typing import Any
 import neuroada
 from neuroada.comparison.contenders import Comparison
 from neuroada.comparison.files import read_result
+from neuroada.comparison.general_text import identity
 from neuroada.config.recipe import Recipe
 from neuroada.errors import Preempted, UserError
 from neuroada.files import open_append, read_bytes, write_json
@@ -19,7 +20,7 @@ from neuroada.files import open_append, read_bytes, write_json
 def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, base: bool = False) -> dict[str, Any]:
     """The result of one run: read if it is there, else trained and measured, each in a process of its own."""
     folder = Path(recipe.output_dir)
-    result_file, asked = folder / "result.json", deciding(recipe, base)
+    result_file, asked = folder / "result.json", deciding(recipe, base, comparison.general_text)
     if result_file.is_file():
         result = read_result(result_file)
         for field in asked:
@@ -49,6 +50,7 @@ def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, ba
         if trained:
             raise RuntimeError(f"{shlex.join(command)}: exit {trained}\n{said[-4000:]}")
     command = [sys.executable, "-m", "neuroada", "compare", "--measure", str(folder), "base" if base else "run"]
+    command += [comparison.general_text] if comparison.general_text else []
     measured, said = follow(command, environment, folder / "measure.log")
     if measured:
         raise RuntimeError(f"{shlex.join(command)}: exit {measured}\n{said[-4000:]}")
@@ -58,11 +60,12 @@ def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, ba
     return read_result(result_file)
 
 
-def deciding(recipe: Recipe, base: bool) -> dict[str, Any]:
+def deciding(recipe: Recipe, base: bool, general_text: str | None) -> dict[str, Any]:
     """The fields that two runs must share to be one; the base model's are those it is measured by."""
+    text = {"general_text": identity(general_text)} if general_text else {}
     if not base:
-        return recipe.model_dump(exclude={"output_dir"})
-    measured_by = recipe.model_dump(include={"model", "task", "data", "objective", "data_dir", "evaluate"})
+        return recipe.model_dump(exclude={"output_dir"}) | text
+    measured_by = recipe.model_dump(include={"model", "task", "data", "objective", "data_dir", "evaluate"}) | text
     return {**measured_by, "train": recipe.train.model_dump(include={"held_out", "max_length"})}
 
 

@@ -56,6 +56,7 @@ def summarize(
                 "test": _spread([*losses[-1].values()]),
                 "difference": _spread([losses[-1][seed] - losses[0][seed] for seed in shared]) if rows else None,
                 "accuracy": _accuracies(ended),
+                **_forgetting(base, ended),
                 **{key: _spread([result.get(key) for result in ended]) for key in COSTS},
                 "trainable": ended[0].get("trainable") if ended else None,
                 "parameters": ended[0].get("parameters") if ended else None,
@@ -66,7 +67,11 @@ def summarize(
         "model": short(model),
         "command": command,
         "device": next((r["device"] for r in results.values() if "device" in r), None),
-        "base": {"test": base.get("test"), "accuracy": _accuracies([base]) if base else {}},
+        "base": {
+            "test": base.get("test"),
+            "accuracy": _accuracies([base]) if base else {},
+            **{key: base[key] for key in ("general_text",) if key in base},
+        },
         "rows": rows,
     }
 
@@ -99,6 +104,15 @@ def _accuracies(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {name: _spread([result["tasks"][name]["sound"] for result in results]) for name in names}
 
 
+def _forgetting(base: dict[str, Any], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The loss on general text, and how far it is above the untrained model's; {} where that was not measured."""
+    if "general_text" not in base:
+        return {}
+    losses = [result["general_text"]["loss"] for result in results if "general_text" in result]
+    before = base["general_text"]["loss"]
+    return {"general_text": _spread(losses), "forgetting": _spread([loss - before for loss in losses])}
+
+
 def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table as text: its header, and a row for the base and for each method; without columns that nothing fills."""
     tasks = list(dict.fromkeys(name for row in [summary["base"], *summary["rows"]] for name in row["accuracy"]))
@@ -110,6 +124,8 @@ def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         "held-out loss",
         f"less {summary['rows'][0]['method']}'s",
         *tasks,
+        "general text",
+        "forgetting",
         "step",
         "peak memory",
         "saved",
@@ -117,10 +133,12 @@ def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     base = summary["base"]
     lines = []
-    if base["test"] is not None or base["accuracy"]:
+    general = base.get("general_text")
+    if base["test"] is not None or base["accuracy"] or general:
         loss = "" if base["test"] is None else f"{base['test']:.4f}"
         scores = [_percent(base["accuracy"].get(name)) for name in tasks]
-        lines.append(["base, untrained", "0", "", "", loss, "", *scores, "", "", "", ""])
+        before = f"{general['loss']:.4f}" if general else ""
+        lines.append(["base, untrained", "0", "", "", loss, "", *scores, before, "", "", "", "", ""])
     for row in summary["rows"]:
         lines.append(
             [
@@ -131,6 +149,8 @@ def cells(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 _with_spread(row["test"], 4),
                 _with_spread(row["difference"], 4, "+"),
                 *(_percent(row["accuracy"].get(name)) for name in tasks),
+                _with_spread(row.get("general_text"), 4),
+                _with_spread(row.get("forgetting"), 4, "+"),
                 _with_spread(row["step_seconds"], 2) + (" s" if row["step_seconds"] else ""),
                 format_bytes(row["peak_memory_bytes"]["mean"]) if row["peak_memory_bytes"] else "",
                 format_bytes(row["saved_bytes"]["mean"]) if row["saved_bytes"] else "",
@@ -172,6 +192,11 @@ def notes(summary: dict[str, Any]) -> list[str]:
         said.append(
             f"Sizes set to train nearest to {summary['matched']}: k, rank or sparsity, beside the method's name; a "
             f"method without one has no size of its own."
+        )
+    if general := summary["base"].get("general_text"):
+        said.append(
+            f"General text: nats per token of {general['tokens']:,} tokens of a text that is not the task's. "
+            f"Forgetting: that less the untrained base's; above 0, training made the model worse at it."
         )
     if any(row["at_the_edge"] for row in summary["rows"]):
         said.append("* the best of the rates tried is the lowest or the highest: a better one may lie beyond.")

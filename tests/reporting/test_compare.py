@@ -5,9 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuroada.cli import compare
-from neuroada.comparison import runs
+from neuroada.comparison import general_text, runs
+from neuroada.comparison.files import read_summary
 from neuroada.comparison.measure import _load, measure
 from neuroada.comparison.page import write_comparison
 from neuroada.comparison.summary import summarize
@@ -18,13 +22,18 @@ from neuroada.objectives import make_objective
 from neuroada.sources.tiny import make_tiny
 from neuroada.training.trainer import train
 
+GENERAL = "The river rises in the hills, and runs a long way to the sea. " * 9
+
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("compare")
     model = make_tiny(folder / "tiny")
+    texts = ({"title": "t", "text": text} for text in (GENERAL, " ", GENERAL[:200]))
+    (folder / "articles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     return ["--recipe", "tiny_arithmetic", "--methods", "neuroada:k=4", "full@1e-3,1e9", "--lrs", "1e-2,1e-4",
-            "--seeds", "1,2", "--validation", "8", "--out", str(folder / "out"), f"model={model}",
+            "--seeds", "1,2", "--validation", "8", "--general-text", str(folder / "articles.jsonl"),
+            "--out", str(folder / "out"), f"model={model}",
             f"data_dir={folder / 'data'}", "train.max_steps=4"]  # fmt: skip
 
 
@@ -35,7 +44,8 @@ def children(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def follow(command: list[str], environment: dict[str, str], log: Path) -> tuple[int, str]:
         if "--measure" in command:
-            measure(Path(command[-2]), command[-1] == "base")
+            folder, kind, *text = command[command.index("--measure") + 1 :]
+            measure(Path(folder), kind == "base", *text)
         else:
             recipe = load_recipe(command[-1])
             started.append("/".join(Path(recipe.output_dir).parts[-2:]))
@@ -86,11 +96,64 @@ def test_it_compares_resumes_and_refuses(arguments: list[str], children: list[st
     with pytest.raises(UserError, match="choose another folder"):
         compare.main([*arguments, "train.max_length=200"])
 
+    check_general_text(out, next(one for one in arguments if one.startswith("model=")).removeprefix("model="))
+    # A run that scored no text, or another one, is not taken for one that did.
+    result = json.loads((base := out / "runs" / "base" / "result.json").read_text())
+    of_text = result["recipe"].pop("general_text")
+    base.write_text(json.dumps(result))
+    with pytest.raises(UserError, match=f"base was run with general_text = None, not {of_text}; choose another folder"):
+        compare.main(arguments)
+
     # Scores that a run gave itself are taken, not repeated.
     run = out / "runs" / "neuroada-k=4" / "lr-0.01-seed-2"
     (run / "results.json").write_text('{"tasks": {"arithmetic": {"sound": 0.5}}}')
     measure(run, False)
     assert json.loads((run / "result.json").read_text())["tasks"]["arithmetic"]["sound"] == 0.5
+
+
+def check_general_text(out: Path, model: str) -> None:
+    """Scored by the base once and by every run: as transformers gives it for the saved adapter, merged by PEFT."""
+    summary = json.loads((out / "comparison.json").read_text())
+    base, (sparse, full) = summary["base"]["general_text"], summary["rows"]
+    tokens = len(GENERAL) - 1 + 199  # one a byte; a text's first is not predicted
+    assert base["tokens"] == tokens
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    pieces = [GENERAL[:256], GENERAL[255:511], GENERAL[510:], GENERAL[:200]]  # a window repeats the last token
+
+    def expected(loaded: torch.nn.Module) -> float:
+        total = 0.0
+        for ids in [tokenizer(piece, return_tensors="pt").input_ids for piece in pieces]:
+            with torch.inference_mode():
+                total += loaded(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        return total / tokens
+
+    def loaded() -> torch.nn.Module:
+        return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+    assert base["loss"] == pytest.approx(expected(loaded()), rel=1e-5)
+    adapters = [out / "runs" / "neuroada-k=4" / f"lr-0.01-seed-{seed}" / "adapter" for seed in (1, 2)]
+    after = [expected(PeftModel.from_pretrained(loaded(), adapter).merge_and_unload()) for adapter in adapters]
+    assert sparse["general_text"]["n"] == full["general_text"]["n"] == 2
+    assert sparse["general_text"]["mean"] == pytest.approx(sum(after) / 2, rel=1e-5)
+    assert sparse["forgetting"]["mean"] == pytest.approx(sum(after) / 2 - base["loss"], abs=1e-5)
+    assert sparse["forgetting"]["mean"] != full["forgetting"]["mean"]
+
+    report = (out / "report.html").read_text()
+    shown = ["general text</th>", "forgetting</th>", f"{base['loss']:.4f}", f"{tokens:,} tokens",
+             *(f"{row['forgetting']['mean']:+.4f} ± " for row in (sparse, full))]  # fmt: skip
+    assert [one for one in shown if one not in report] == []
+    write_comparison(out, read_summary(out / "comparison.json"))  # as `neuroada report` does
+    assert (out / "report.html").read_text() == report
+
+
+def test_windows_of_general_text_end_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(general_text, "TOKENS", 20)
+    file = tmp_path / "general.txt"
+    file.write_text("abcdefghijklmnopqrstuvwxyz" * 2)
+    tokenizer = AutoTokenizer.from_pretrained(make_tiny(tmp_path / "tiny"))
+    found = general_text.windows(str(file), tokenizer, 16)
+    assert [tokenizer.decode(one.ids) for one in found] == ["abcdefghijklmnop", "pqrstu"]
+    assert [int(one.learnt.sum()) for one in found] == [15, 5]
 
 
 def refused(arguments: list[str], **changes: list[str]) -> str:
@@ -151,6 +214,26 @@ def test_an_untrained_model_is_its_own_reference(arguments: list[str], tmp_path:
     assert found == {"validation": None, "test": pytest.approx(math.log(2))}
 
 
+def test_wrong_general_text_is_refused_before_anything_runs(
+    arguments: list[str], children: list[str], tmp_path: Path
+) -> None:
+    def said(file: Path, given: list[str] = arguments) -> str:
+        with pytest.raises(UserError) as error:
+            compare.main([*given, "--general-text", str(file)])
+        assert "\n" not in str(error.value) and "--general-text" in str(error.value)
+        return str(error.value)
+
+    blank, rows = tmp_path / "blank.txt", tmp_path / "rows.jsonl"
+    blank.write_text(" \n")
+    rows.write_text('{"text": "one"}\n{"content": "two"}\n')
+    assert "no such file" in said(tmp_path / "none.txt")
+    assert "no text of two tokens" in said(blank)
+    assert "rows.jsonl, row 2: text is null" in said(rows)
+    glue = ["--recipe", "minilm_sst2", "--methods", "neuroada:k=4@1e-2", "--out", str(tmp_path / "out")]
+    assert "a classifier of glue/sst2 gives no loss" in said(rows, glue)
+    assert children == []
+
+
 def test_spreads_and_differences_are_of_seeds(tmp_path: Path) -> None:
     """Sample deviations; differences seed by seed, of the seeds that both methods ended."""
     losses = {"neuroada": {1: 0.5, 2: 1.75, 3: 2.0}, "full": {1: 1.0, 2: 2.0, 3: 3.0, 4: 9.0}}
@@ -179,6 +262,7 @@ def test_spreads_and_differences_are_of_seeds(tmp_path: Path) -> None:
     report = (tmp_path / "report.html").read_text()
     assert "2.0000 ± 1.0000" in report and "+0.5833 ± 0.3819" in report and "less neuroada&#x27;s" in report
     assert "held-out loss</th>" in report and "merged cost</th>" not in report  # not measured: no column
+    assert "general" not in json.dumps(summary) + report.casefold() and "forgetting" not in report.casefold()
 
     first, row = summarize(tmp_path, chosen, [1, 4], task="t", model="m", command="c")["rows"]
     assert (first["seeds"], first["diverged"], row["seeds"]) == ([1], 1, [1, 4])
