@@ -17,8 +17,8 @@ OPTIONAL = {
     "triton": "the sampled gradient's kernel on GPUs",
     "flash_attn": "packed rows on GPUs, in bf16",
     "vllm": "scoring and serving on GPUs",
-    "bitsandbytes": "nothing here; other tools' 8-bit optimizers and bases",
-    "torchao": "nothing here; other tools' quantised bases",
+    "bitsandbytes": "adapters over bases that it has quantised",
+    "torchao": "adapters over bases that it has quantised",
 }
 """Packages that may be missing, and what they are needed for."""
 
