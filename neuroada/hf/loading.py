@@ -27,9 +27,9 @@ def load_tokenizer(source: str, field: str = "model = ") -> Any:
     from transformers import AutoTokenizer
 
     check_source(source, field)
+    size = _embeddings(Path(source))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        size = _embeddings(Path(source))
         if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
             tokenizer.pad_token = tokenizer.eos_token
         if not isinstance(tokenizer.model_max_length, int | float):
@@ -43,7 +43,8 @@ def load_tokenizer(source: str, field: str = "model = ") -> Any:
 def _embeddings(folder: Path) -> float:
     """How many tokens the model of a folder knows; infinity of a hub id, and where its config.json does not say."""
     config = read_config(folder) if (folder / "config.json").is_file() else {}
-    size = (config.get("text_config") or config).get("vocab_size")
+    text = config.get("text_config")
+    size = (text if isinstance(text, dict) else config).get("vocab_size")
     return size if isinstance(size, int) else math.inf
 
 
