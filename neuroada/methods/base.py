@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 WHOLE = ("single", "zero0", "zero1", "zero2")
 """Strategies under which every rank stores every parameter whole."""
+EVERYWHERE = (*WHOLE, "zero3", "fsdp2")
 
 
 class Change(NamedTuple):
@@ -49,7 +50,7 @@ class Calibration(Protocol):
 class Method(ABC):
     """What trains: attached to a base model, saved as an adapter or as a model.
 
-    strategies: the engines' strategies it runs under; `unsupported` says why it does not run under another.
+    strategies: the engines' strategies it runs under.
     folder: of the run, where the result is saved: adapter (PEFT's format) or model (an ordinary checkpoint).
     library: the hub's name for what loads the result.
     selects: whether it chooses connections: adapter.selection_file belongs to methods that do.
@@ -62,7 +63,6 @@ class Method(ABC):
     chooses_neurons: ClassVar[bool] = False  # whether adapter.neuron_fraction is followed
     stores_deltas: ClassVar[bool] = False  # whether adapter.delta_dtype is followed
     chooses_places: ClassVar[bool] = False  # whether adapter.exclude_modules and adapter.layers are followed
-    unsupported: ClassVar[dict[str, str]] = {}
     adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
     sizes: ClassVar[str | None] = None  # the field of the adapter section that says how much trains
     folder: ClassVar[Literal["adapter", "model"]] = "adapter"
@@ -110,12 +110,6 @@ class Method(ABC):
             raise UserError(
                 f"adapter.neuron_fraction = {fraction}: not for experts; leave adapter.target_parameters out"
             )
-        if strategy not in self.strategies:
-            reason = self.unsupported.get(strategy, "it chooses its entries from weights that are not loaded yet")
-            raise UserError(
-                f"adapter.method = {self.name}: does not run under {strategy}: {reason}; use "
-                f"{' or '.join(name for name in self.strategies if name != 'zero0')}"
-            )
         if (refused := self.refusal(strategy)) is not None:
             raise UserError(refused)
         if self.adapter.target_parameters and not self.adapts_experts:
@@ -127,11 +121,14 @@ class Method(ABC):
             )
 
     def refusal(self, strategy: str) -> str | None:
-        """Why this recipe does not run under a strategy that the method does: one line with the field and the remedy.
+        """Why this recipe does not run under a strategy: one line with the field and the remedy. None: it does.
 
-        A plan leaves such strategies out.
+        A plan leaves such strategies out; it has kinds of them, such as zero3_offload.
         """
-        return None
+        if strategy.partition("_")[0] in self.strategies:
+            return None
+        others = " or ".join(name for name in self.strategies if name != "zero0")
+        return f"adapter.method = {self.name}: does not run under {strategy}; use {others}"
 
     def check_quantised(self, quantisation: Quantisation) -> None:
         """Refuse a quantised base. UserError, unless the method trains beside weights that it only reads."""

@@ -4,13 +4,13 @@ from torch import nn
 
 from neuroada.errors import UserError
 from neuroada.hf.head import in_head
-from neuroada.methods.base import WHOLE
+from neuroada.methods.base import EVERYWHERE
 from neuroada.methods.whole_weights import WholeWeights
 
 
 class BitFit(WholeWeights):
     name = "bitfit"
-    strategies = (*WHOLE, "zero3", "fsdp2")
+    strategies = EVERYWHERE
 
     def describe(self) -> str:
         return "BitFit, all biases"

@@ -2,13 +2,13 @@
 
 from torch import nn
 
-from neuroada.methods.base import WHOLE
+from neuroada.methods.base import EVERYWHERE
 from neuroada.methods.whole_weights import WholeWeights
 
 
 class Full(WholeWeights):
     name = "full"
-    strategies = (*WHOLE, "zero3", "fsdp2")
+    strategies = EVERYWHERE
 
     def describe(self) -> str:
         return "full fine-tuning"

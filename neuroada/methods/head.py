@@ -9,14 +9,14 @@ from torch import nn
 
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor
-from neuroada.methods.base import WHOLE, Change
+from neuroada.methods.base import EVERYWHERE, Change
 from neuroada.methods.peft_method import PeftMethod
 
 
 class Head(PeftMethod):
     name = "head"
     prefix = "lora_"  # PEFT's LoRA without any target: only the classifier trains
-    strategies = (*WHOLE, "zero3", "fsdp2")
+    strategies = EVERYWHERE
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:

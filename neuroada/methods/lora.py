@@ -13,7 +13,7 @@ from torch import nn
 
 from neuroada import sharding
 from neuroada.files import StoredTensor, open_tensors
-from neuroada.methods.base import WHOLE, Change
+from neuroada.methods.base import EVERYWHERE, Change
 from neuroada.methods.peft_method import KEY_PREFIX, PeftMethod
 
 
@@ -22,7 +22,7 @@ class Lora(PeftMethod):
     sizes = "rank"
     prefix = "lora_"
     chooses_places = True
-    strategies: ClassVar[tuple[str, ...]] = (*WHOLE, "zero3", "fsdp2")
+    strategies: ClassVar[tuple[str, ...]] = EVERYWHERE
 
     def describe(self) -> str:
         return f"LoRA, rank {self.adapter.rank}"

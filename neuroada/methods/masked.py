@@ -9,7 +9,7 @@ from neuroada import sharding
 from neuroada.adapter.selection import NEEDS, lift_scores, select_top_k
 from neuroada.errors import UserError
 from neuroada.hf.head import HEADS, in_head
-from neuroada.methods.base import WHOLE
+from neuroada.methods.base import EVERYWHERE
 from neuroada.methods.whole_weights import WholeWeights
 
 MASK_DTYPE = torch.uint8
@@ -20,7 +20,7 @@ class Masked(WholeWeights):
     name = "masked"
     sizes = "k"
     selects = True
-    strategies = (*WHOLE, "zero3", "fsdp2")
+    strategies = EVERYWHERE
 
     def describe(self) -> str:
         told = f"masked tuning, k = {self.adapter.k}"

@@ -17,7 +17,7 @@ from neuroada.engines import Engine
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor, read_json
 from neuroada.hf.loading import DTYPES
-from neuroada.methods.base import WHOLE, Calibration, Change
+from neuroada.methods.base import EVERYWHERE, Calibration, Change
 from neuroada.methods.connections import choose_connections
 from neuroada.methods.kernel import pin_kernel
 from neuroada.methods.peft_method import USAGE, PeftMethod
@@ -34,7 +34,7 @@ class NeuroAda(PeftMethod):
     chooses_places = True
     chooses_neurons = True
     stores_deltas = True
-    strategies = (*WHOLE, "zero3", "fsdp2")
+    strategies = EVERYWHERE
     adapts_experts = True
     usage = f"import neuroada  # PEFT knows the method from here on\n{USAGE}"
 
@@ -69,7 +69,7 @@ class NeuroAda(PeftMethod):
 
     def refusal(self, strategy: str) -> str | None:
         if self.adapter.delta_dtype == "fp32":
-            return None
+            return super().refusal(strategy)
         field = f"adapter.delta_dtype = {self.adapter.delta_dtype}"
         if strategy.startswith("zero"):
             return (
@@ -81,7 +81,7 @@ class NeuroAda(PeftMethod):
                 f"{field}: does not run under fsdp2 with task {self.recipe.task}: its classifier trains in fp32, and "
                 f"FSDP2 wants one dtype; use one process, or adapter.delta_dtype=fp32"
             )
-        return None
+        return super().refusal(strategy)
 
     def prepare(self, model: nn.Module, device: torch.device, compute: torch.dtype) -> None:
         train = self.recipe.train

@@ -16,7 +16,7 @@ from torch import nn
 from neuroada import sharding
 from neuroada.adapter.saved import save_adapter
 from neuroada.hf.head import in_head
-from neuroada.methods.base import WHOLE
+from neuroada.methods.base import EVERYWHERE
 from neuroada.methods.peft_method import PeftMethod
 
 
@@ -24,7 +24,7 @@ class SparsePeftMethod(PeftMethod):
     """layer_type: PEFT's class of an adapted layer, which has `<prefix>indices` and, named as `values`, its values."""
 
     layer_type: ClassVar[type[BaseTunerLayer]]
-    strategies: ClassVar[tuple[str, ...]] = (*WHOLE, "zero3", "fsdp2")
+    strategies: ClassVar[tuple[str, ...]] = EVERYWHERE
 
     @abstractmethod
     def entries(self, layer: Any) -> torch.Tensor:

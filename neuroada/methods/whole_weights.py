@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import nn
 
 from neuroada import sharding
-from neuroada.errors import UserError
 from neuroada.files import StoredTensor, new_folder, open_tensors, weight_files
 from neuroada.hf.loading import DTYPES
 from neuroada.methods.base import Change, Method
@@ -27,13 +26,13 @@ class WholeWeights(Method):
 model = {auto}.from_pretrained("THIS_REPOSITORY")
 """
 
-    def check(self, strategy: str) -> None:
-        super().check(strategy)
+    def refusal(self, strategy: str) -> str | None:
         if strategy == "fsdp2" and self.recipe.task is not None and get_task(self.recipe.task).num_labels:
-            raise UserError(
+            return (
                 f"adapter.method = {self.name}: does not run under fsdp2 with task {self.recipe.task}: the classifier "
                 f"is in no file that this engine could read; use an engine other than fsdp2"
             )
+        return super().refusal(strategy)
 
     def storage_dtype(self, compute: torch.dtype) -> torch.dtype:
         return DTYPES[self.adapter.trainable_dtype]  # fp32 unless told otherwise: small steps vanish in bf16 weights

@@ -147,7 +147,7 @@ def test_a_method_is_refused_where_it_cannot_run(make_recipe, monkeypatch, metho
     monkeypatch.setattr(METHOD_CLASSES.load(method), "strategies", WHOLE)
     made = make_method(make_recipe("refused", f"adapter.method={method}"))
     made.check("zero2")
-    with pytest.raises(UserError, match=f"adapter.method = {method}: does not run under zero3: .*; use single"):
+    with pytest.raises(UserError, match=f"adapter.method = {method}: does not run under zero3; use single"):
         made.check("zero3")
 
 
