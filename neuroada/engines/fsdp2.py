@@ -62,9 +62,7 @@ class Fsdp2Engine:
     def _shard(self, module: nn.Module) -> None:
         pinned = self.device.type == "cuda"  # for copies beside the computation
         offload = CPUOffloadPolicy(pin_memory=pinned) if self.recipe.engine.cpu_offload else OffloadPolicy()
-        # The gradients of bf16 deltas are summed over ranks in fp32, as those of fp32 deltas are anyway.
-        reducing = torch.float32 if self.recipe.adapter.delta_dtype == "bf16" else None
-        precision = MixedPrecisionPolicy(reduce_dtype=reducing)
+        precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # of gradients, of bf16 parameters too
         fully_shard(module, mesh=self.mesh, mp_policy=precision, offload_policy=offload)
 
     def load(self, builder: ModelBuilder) -> nn.Module:

@@ -139,12 +139,11 @@ def _bytes_by_layer(params: list[Parameter], ranks: int) -> dict[int | None, int
 
 
 def _reduced_by_layer(trained: list[Parameter], ranks: int) -> dict[int | None, int]:
-    """Bytes of a layer's whole gradients and of their reduce-scatter under FSDP2, which for deltas is in fp32."""
+    """Bytes of a layer's whole gradients and of their reduce-scatter under FSDP2, in fp32."""
     sizes: dict[int | None, int] = {}
     for param in trained:
-        reduced = FP32 if param.kind == "delta" else param.itemsize
         padded = ranks * share_of(param, ranks, "fsdp2")
-        sizes[param.layer] = sizes.get(param.layer, 0) + padded * (param.itemsize + reduced)
+        sizes[param.layer] = sizes.get(param.layer, 0) + padded * (param.itemsize + FP32)
     return sizes
 
 
