@@ -31,6 +31,16 @@ from neuroada.quantised import PackedRows, Quantisation
 Into = Literal["dequantised", "original", "quantised"]
 
 
+class Base(NamedTuple):
+    """What is merged into: its matrices as they are to be quantised and as they are stored, by module."""
+
+    source: Checkpoint
+    quantisation: Quantisation
+    packed: bool  # whether its files are quantised
+    layers: Mapping[str, PackedRows]
+    tensors: Mapping[str, StoredTensor]
+
+
 class Plan(NamedTuple):
     """What becomes of each matrix: by module, and by tensor of the files; and the new config.json."""
 
@@ -72,15 +82,16 @@ def merge_quantised(
     if unknown := set(connections) - set(layers):
         raise UserError(f"--base-model {base}: {min(unknown)} is not one of its quantised layers")
     tensors = {module: _tensor(source, module, rows, packed) for module, rows in layers.items()}
+    found_base = Base(source, quantisation, packed, layers, tensors)
     for module, (idx, _) in connections.items():
         if len(idx) != tensors[module].shape[0] or int(unpack_indices(idx).max()) >= layers[module].inputs:
             raise UserError(
                 f"--base-model {base}: {module} has another size than the adapter's; give the adapter's base"
             )
     if into == "quantised":
-        plan = _repacked(source, layers, tensors, connections, packed, quantisation)
+        plan = _repacked(found_base, connections)
     else:
-        plan = _dense(source, layers, tensors, connections, packed, into == "original")
+        plan = _dense(found_base, connections, into == "original")
     size = sum(
         change.columns * change.item_bytes * source.tensors[name].shape[0] for name, change in plan.changes.items()
     )
@@ -131,50 +142,35 @@ def _tensor(source: Checkpoint, module: str, rows: PackedRows, packed: bool) -> 
     return tensor
 
 
-def _dense(
-    source: Checkpoint,
-    layers: Mapping[str, PackedRows],
-    tensors: Mapping[str, StoredTensor],
-    connections: Mapping[str, Any],
-    packed: bool,
-    original: bool,
-) -> Plan:
+def _dense(base: Base, connections: Mapping[str, Any], original: bool) -> Plan:
     matrices: dict[str, Matrix] = {}
     changes: dict[str, Stored] = {}
-    for module, rows in layers.items():
-        name, stored = tensors[module].name, "BF16" if packed else tensors[module].dtype
-        matrix = Dense(rows, packed, connections.get(module), DTYPES[stored], original)
-        target = name.removesuffix("packed") + "weight" if packed else name
+    for module, rows in base.layers.items():
+        name, stored = base.tensors[module].name, "BF16" if base.packed else base.tensors[module].dtype
+        matrix = Dense(rows, base.packed, connections.get(module), DTYPES[stored], original)
+        target = name.removesuffix("packed") + "weight" if base.packed else name
         changes[name] = Stored(target, stored, rows.inputs, DTYPES[stored].itemsize, matrix)
         matrices[module] = matrix
-    quantisation = next(iter(layers.values())).quantisation
-    told = {"into": "original weights" if original else f"weights dequantised from {quantisation.describe()}"}
-    return Plan(matrices, changes, as_dense(source.config), next(iter(matrices.values())).dtype, told)
+    told = {"into": "original weights" if original else f"weights dequantised from {base.quantisation.describe()}"}
+    return Plan(matrices, changes, as_dense(base.source.config), next(iter(matrices.values())).dtype, told)
 
 
-def _repacked(
-    source: Checkpoint,
-    layers: Mapping[str, PackedRows],
-    tensors: Mapping[str, StoredTensor],
-    connections: Mapping[str, Any],
-    packed: bool,
-    quantisation: Quantisation,
-) -> Plan:
-    made = {module: Repacked(rows, packed, connections.get(module)) for module, rows in layers.items()}
+def _repacked(base: Base, connections: Mapping[str, Any]) -> Plan:
+    made = {module: Repacked(rows, base.packed, connections.get(module)) for module, rows in base.layers.items()}
     with one_thread():
-        exact = max(matrix.needed(blocks(tensors[module])) for module, matrix in made.items())
-    narrowest = min(layers, key=lambda module: layers[module].inputs)
-    if exact > layers[narrowest].inputs:
+        exact = max(matrix.needed(blocks(base.tensors[module])) for module, matrix in made.items())
+    narrowest = min(base.layers, key=lambda module: base.layers[module].inputs)
+    if exact > base.layers[narrowest].inputs:
         raise UserError(
             f"--into quantised: rows would have {exact} exact entries, {narrowest} has only "
-            f"{layers[narrowest].inputs} inputs; use --into dequantised"
+            f"{base.layers[narrowest].inputs} inputs; use --into dequantised"
         )
-    merged = Quantisation(quantisation.format, exact, merged=True)
+    merged = Quantisation(base.quantisation.format, exact, merged=True)
     changes = {}
     for module, matrix in made.items():
-        name, matrix.exact = tensors[module].name, exact
-        target = name if packed else name.removesuffix("weight") + "packed"
+        name, matrix.exact = base.tensors[module].name, exact
+        target = name if base.packed else name.removesuffix("weight") + "packed"
         row_bytes = PackedRows(merged, matrix.rows.inputs, module).row_bytes
         changes[name] = Stored(target, "U8", row_bytes, 1, matrix)
-    told = {"into": f"quantised weights, {merged.describe()}", "exact_before": quantisation.exact}
-    return Plan(made, changes, as_quantised(source.config, merged), torch.bfloat16, told)
+    told = {"into": f"quantised weights, {merged.describe()}", "exact_before": base.quantisation.exact}
+    return Plan(made, changes, as_quantised(base.source.config, merged), torch.bfloat16, told)
