@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from neuroada.environment import check_environment, local_rank, rank
 from neuroada.errors import Preempted, UserError, node_name
@@ -15,6 +15,12 @@ from neuroada.files.problems import as_user_error
 
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for an error instead of the usage before it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        for given in args or ():
+            if given.startswith("-") and given.endswith("=--"):  # Python 3.11 makes an empty list of this value
+                self.error(f"{given}: -- is no value; give another")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

@@ -150,6 +150,7 @@ SELECT = ["--model", "model", "--k", "2", "--target-modules", "q_proj", "--out",
 CLEAN = ["--data-dir", "data", "--clean", "math"]
 RUN = ["--recipe", "recipe.yaml", *TRAIN]
 OWN = ["--recipe", "own.yaml", *TRAIN]
+SUBMITTED = ("submitted", "run", "x")  # an output_dir that damage has renamed
 BOTH = ("run", "own", "runs", "data/.tokens")  # of either recipe, which may take the other's place
 MODEL = ("model/*.json", "model/*.safetensors", "model/*.safetensors")
 FAMILIES = {
@@ -172,8 +173,8 @@ FAMILIES = {
                                 right=no_test_questions),
     "check-data: tokenizer": Family("check-data", ["--data-dir", "data", "--tokenizer", "model"], ("model/tok*",)),
     "check-data: arguments": Family("check-data", CLEAN, (), ("data/math_10k_clean",), odd=make_odd),
-    "submit": Family("submit", SUBMIT, ("recipe.yaml", "model/config.json"), ("submitted", "run"), right=submitted),
-    "submit: arguments": Family("submit", SUBMIT, (), ("submitted", "run"), odd=odd_submission, right=submitted),
+    "submit": Family("submit", SUBMIT, ("recipe.yaml", "model/config.json"), SUBMITTED, right=submitted),
+    "submit: arguments": Family("submit", SUBMIT, (), SUBMITTED, odd=odd_submission, right=submitted),
     "train: recipe": Family("train", RUN, ("recipe.yaml",), BOTH, ("run",)),
     "train: model": Family("train", RUN, MODEL, ("run", "data/.tokens"), ("run",)),
     "train: data": Family("train", RUN, ("data/math_10k/*",), ("run", "data/.tokens"), ("run",)),

@@ -36,6 +36,12 @@ def test_the_fewest_nodes_that_hold_the_recipe() -> None:
     assert remedy == "add --yes to submit it"
 
 
+def test_two_dashes_are_no_value() -> None:
+    for given in ("--recipe=--", "--ntasks-per-node=--"):
+        with pytest.raises(UserError, match=f"^{given}: -- is no value; give another; see neuroada submit --help$"):
+            main(["--recipe", "llama13b_math", given])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
