@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ CHARACTERS = 16 * TOKENS
 """More of a text is not tokenised: ordinary text has three to five characters a token."""
 
 
+@cache  # of a comparison, whose every run is told apart by it
 def identity(file: str) -> str:
     """The file's name and a hash of its content. UserError: no such file, or of a kind that is not read."""
     source = _find(file)

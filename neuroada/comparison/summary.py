@@ -70,7 +70,7 @@ def summarize(
         "base": {
             "test": base.get("test"),
             "accuracy": _accuracies([base]) if base else {},
-            **{key: base[key] for key in ("general_text",) if key in base},
+            **({"general_text": base["general_text"]} if "general_text" in base else {}),
         },
         "rows": rows,
     }

@@ -1,5 +1,6 @@
 """Runs checks one after the other. What one of them breaks costs the others nothing."""
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -35,7 +36,7 @@ def _run(check: Check, place: Place) -> Result:
     try:
         found = check.run(place)
         # A NaN is no number of JSON's, and must not pass.
-        if found.value == found.value and abs(found.value) != float("inf"):
+        if math.isfinite(found.value):
             result.value, result.status = found.value, "PASS" if found.value <= found.limit else "FAIL"
         result.limit, result.numbers = found.limit, found.numbers
         result.detail = found.detail if result.value is not None else f"{found.value}; {found.detail}"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from neuroada.adapter.default_targets import DECODER
 from neuroada.config.recipe import Recipe
 from neuroada.doctor.check import Check, Found, NotHere, Place
 from neuroada.engines import adamw
@@ -32,7 +33,6 @@ from neuroada.runs.formatting import format_bytes
 
 LAYERS, K = 2, 20
 OTHERS = ("lora", "shira", "masked")
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 REPETITIONS = 7
 
 PEAK_FLOPS = {
@@ -70,7 +70,7 @@ class Shape:
             {
                 "model": self.name,
                 "task": "arithmetic",
-                "adapter": {"k": K, "rank": rank, "target_modules": TARGETS, "trainable_dtype": self.dtype},
+                "adapter": {"k": K, "rank": rank, "target_modules": DECODER, "trainable_dtype": self.dtype},
                 "optimizer": {"lr": 1e-4},
                 "train": {"global_batch_size": self.rows, "micro_batch_size": self.rows, "max_length": self.tokens,
                           "dtype": self.dtype, "packing": True},

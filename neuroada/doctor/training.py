@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from neuroada.adapter.default_targets import DECODER
 from neuroada.config.recipe import Recipe, load_recipe
 from neuroada.doctor.check import Check, Found, NotHere, Place, worst
 from neuroada.environment import NUMBERS
@@ -21,7 +22,6 @@ from neuroada.sources.tiny import make_tiny
 from neuroada.training.trainer import train
 
 STEPS, BATCH = 6, 8
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def recipe_of(place: Place, name: str, dtype: str, engine: dict[str, Any]) -> Path:
@@ -37,7 +37,7 @@ def recipe_of(place: Place, name: str, dtype: str, engine: dict[str, Any]) -> Pa
             "data": {"datasets": [{"path": str(data)}]},
             "data_dir": str(data.parent),
             # One kernel everywhere: two of them differ in their last bits.
-            "adapter": {"k": 4, "target_modules": TARGETS, "kernel": "dense"},
+            "adapter": {"k": 4, "target_modules": DECODER, "kernel": "dense"},
             "optimizer": {"lr": 1e-2, "max_grad_norm": 1.0},
             "train": {"max_steps": STEPS, "global_batch_size": BATCH, "micro_batch_size": 1, "max_length": 128,
                       "dtype": dtype, "step_timeout_minutes": 5},
