@@ -88,7 +88,7 @@ class Recipe(Section):
         """Sequences of a step that each of `world_size` ranks computes. UserError where the batch does not divide."""
         batch = self.train.global_batch_size
         if batch % world_size:
-            ranks = max(n for n in range(1, world_size) if batch % n == 0)
+            ranks = max(n for n in range(1, min(world_size, batch + 1)) if batch % n == 0)
             raise UserError(
                 f"train.global_batch_size = {batch}: does not divide over {world_size} ranks; use {ranks} ranks, or a "
                 f"batch that {world_size} divides"

@@ -48,6 +48,7 @@ def test_two_dashes_are_no_value() -> None:
         (("--gpus-per-node", "4", "--gpu-memory", "24", "engine.ds_config=zero2"), "zero2 needs"),
         (("--gpus-per-node", "3", "--gpu-memory", "24"), "train.global_batch_size = 8: does not divide over 3 ranks"),
         (("--gpus-per-node", "4", "--gpu-memory", "0"), "--gpu-memory: 0.0 is not allowed"),
+        (("--gpus-per-node", "1", f"--nodes={10**20}"), f"over {10**20} ranks; use 8 ranks"),
     ],
 )
 def test_what_does_not_fit_is_told(arguments: tuple[str, ...], said: str) -> None:
