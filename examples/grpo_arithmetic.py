@@ -2,10 +2,9 @@
 
     python examples/grpo_arithmetic.py --model MERGED --out runs/grpo --method neuroada --seed 1
 
-MERGED is the quick start's model, trained with `task=arithmetic`, its adapter merged (`neuroada merge`). The trainer is
-TRL's GRPOTrainer. Under NeuroAda the rollouts come from a plain model that holds the trainer's exact weights
-(`neuroada.sync.trl.Rollouts`); under LoRA from TRL's own path, the PEFT model with its adapter unmerged. The reference
-is the adapter switched off.
+MERGED is the quick start's model, its adapter merged (`neuroada merge`). The trainer is TRL's GRPOTrainer. Under
+NeuroAda the rollouts come from a plain model that holds the trainer's exact weights (`neuroada.sync.trl.Rollouts`);
+under LoRA from TRL's own path, the PEFT model with its adapter unmerged. The reference is the adapter switched off.
 
 Training problems are reasoning-gym's, those held out are scored greedily before and after. Run again with the same
 arguments, the command goes on from the last checkpoint. `metrics.jsonl` holds every step, `result.json` the ends.
@@ -46,7 +45,7 @@ def exact(completions: list[str], answer: list[str], **_: Any) -> list[float]:
 
 
 def problems(split: str, count: int, skip: int = 0) -> Dataset:
-    examples = generate(split)[skip : skip + count]
+    examples = generate(split, max_terms=2)[skip : skip + count]
     return Dataset.from_list([{"prompt": instruction_line(one), "answer": one["answer"]} for one in examples])
 
 

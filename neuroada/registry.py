@@ -60,6 +60,7 @@ METHODS = Registry(
         "dora": "neuroada.methods.dora:Dora",
         "bitfit": "neuroada.methods.bitfit:BitFit",
         "shira": "neuroada.methods.shira:Shira",
+        "random_entries": "neuroada.methods.random_entries:RandomEntries",
         "supertuning": "neuroada.methods.supertuning:SuperTuning",
         "masked": "neuroada.methods.masked:Masked",
         "full": "neuroada.methods.full:Full",

@@ -24,12 +24,18 @@ class Adapter(Section):
 
     method: Annotated[str, AfterValidator(METHODS.check)] = Field(
         default="neuroada",
-        description="neuroada, lora, dora, bitfit, shira, supertuning, masked, full, head (a classifier alone), "
-        "or an installed package's",
+        description="neuroada, lora, dora, bitfit, shira, random_entries, supertuning, masked, full, head (a "
+        "classifier alone), or an installed package's",
     )
-    k: Positive = Field(default=20, description="trained connections of each neuron; of neuroada and masked")
+    k: Positive = Field(
+        default=20,
+        description="trained connections of each neuron; of neuroada and masked; random_entries trains as many in all",
+    )
     selection: Literal["magnitude", "gradient", "reverse", "random", "wanda", "lift"] = Field(
         default="magnitude", description="how the connections are chosen: docs/selection.md"
+    )
+    random_scope: Literal["layer", "block", "network"] = Field(
+        default="layer", description="of random_entries: what they are drawn over, without regard to neurons"
     )
     calibration_examples: Positive | Literal["all"] = Field(
         default=8,

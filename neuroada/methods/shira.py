@@ -29,7 +29,18 @@ class Shira(SparsePeftMethod):
     def attach_whole(self, model: nn.Module, task_type: str) -> nn.Module:
         if not any(param.is_meta for param in model.parameters()):
             return super().attach_whole(model, task_type)
-        return _attach_without_values(self, model, task_type)
+        tuned = self.attach_without_mask(model, task_type)
+        for layer in self._layers(tuned):
+            set_entries(layer, torch.zeros(2, layer.shira_weight["default"].numel(), dtype=torch.int))
+        return tuned
+
+    def attach_without_mask(self, model: nn.Module, task_type: str) -> nn.Module:
+        """PEFT draws the entries by a mask of the weight, which on the meta device has no values to read: none then."""
+        config: Any = self.config(task_type)
+        config.mask_fn = None
+        tuned: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=True)
+        train_head_in_fp32(tuned)
+        return tuned
 
     def initialise(self, model: nn.Module) -> None:
         super().initialise(model)
@@ -44,22 +55,13 @@ class Shira(SparsePeftMethod):
         return torch.stack(torch.where(mask)).to(torch.int)
 
 
-def _attach_without_values(method: Shira, model: nn.Module, task_type: str) -> nn.Module:
-    """PEFT draws the entries by a mask of the weight, which on the meta device has no values to read.
-
-    A plan stops here; for training, `initialise` goes on.
-    """
-    config: Any = method.config(task_type)
-    config.mask_fn = None
-    tuned: nn.Module = get_peft_model(model, config, autocast_adapter_dtype=True)
-    train_head_in_fp32(tuned)
-    for layer in tuned.modules():
-        if isinstance(layer, ShiraLayer):
-            entries = layer.shira_weight["default"].numel()
-            layer.shira_weight["default"] = nn.Parameter(torch.empty(entries, device="meta"))
-            layer.shira_indices["default"] = torch.zeros(2, entries, dtype=torch.int)
-            layer.get_delta_weight = partial(_dense_delta, layer)  # type: ignore[assignment]
-    return tuned
+def set_entries(layer: Any, entries: torch.Tensor) -> None:
+    """Give the layer these entries, [2, entries] int32, with values of 0; on the meta device, until `initialise`."""
+    weight = layer.get_base_layer().weight
+    layer.shira_weight["default"] = nn.Parameter(torch.zeros(entries.shape[1], device=weight.device))
+    layer.shira_indices["default"] = entries if weight.is_meta else entries.to(weight.device)
+    if weight.is_meta:
+        layer.get_delta_weight = partial(_dense_delta, layer)
 
 
 def _dense_delta(layer: Any, adapter: str) -> torch.Tensor:

@@ -35,6 +35,7 @@ BUDGET = 8 * ROWS + ROWS // 3
         ("lora", {"rank": round(BUDGET / SIDES)}),
         ("dora", {"rank": round((BUDGET - ROWS) / SIDES)}),  # it trains a magnitude of each row besides
         ("shira", {"rank": round(BUDGET / SIDES)}),
+        ("random_entries", {"k": 8}),
         ("supertuning", {"sparsity": 1 - BUDGET / ENTRIES}),
         ("full", {}),
     ],

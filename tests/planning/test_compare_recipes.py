@@ -18,7 +18,7 @@ LOCAL = {"models/smollm2-135m": LlamaConfig, "models/tiny": LlamaConfig, "models
 """Models that a recipe expects in a folder, and their architecture."""
 
 EVERYWHERE = {"frozen", "neuroada"}
-WITH_WEIGHTS = {"lora", "dora", "shira", "supertuning", "masked", "full"}
+WITH_WEIGHTS = {"lora", "dora", "shira", "random_entries", "supertuning", "masked", "full"}
 """Methods that run beside or in unquantised Linear weights."""
 
 

@@ -26,7 +26,7 @@ from neuroada.tasks.table import get_task
 from neuroada.training.schedule import lr_at
 from neuroada.training.trainer import train
 
-METHODS = ("neuroada", "lora", "dora", "shira", "supertuning", "masked", "full")
+METHODS = ("neuroada", "lora", "dora", "shira", "random_entries", "supertuning", "masked", "full")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def make_recipe(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
     def make(name: str, *overrides: str) -> Recipe:
         fields = [f"model={tiny}", f"output_dir={folder / name}", f"data_dir={folder / 'data'}", "engine.name=single",
                   "train.micro_batch_size=8", "train.max_steps=6", "adapter.rank=2", "adapter.sparsity=0.95",
-                  "optimizer.schedule=constant", *overrides]  # fmt: skip
+                  "adapter.random_scope=network", "optimizer.schedule=constant", *overrides]  # fmt: skip
         return load_recipe("tiny_arithmetic", fields)
 
     return make
@@ -67,7 +67,7 @@ def test_every_method_learns_and_tells_what_it_trains(curve, method: str) -> Non
     assert (folder / make_method(recipe).folder).is_dir()
     facts = json.loads((folder / "run.json").read_text())
     rows = sum(64 + 32 + 32 + 64 + 128 + 128 + 64 for _ in range(2))  # of the seven projections, in two layers
-    expected = {"neuroada": 4 * rows, "masked": 4 * rows, "full": facts["parameters"]}
+    expected = {"neuroada": 4 * rows, "masked": 4 * rows, "random_entries": 4 * rows, "full": facts["parameters"]}
     assert facts["trainable"] == expected.get(method, facts["trainable"]) > 0
 
 
@@ -141,7 +141,7 @@ def test_what_is_saved_is_the_model_that_was_trained(make_recipe, method: str) -
         assert loaded(ids).logits.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ["shira", "supertuning", "dora"])
+@pytest.mark.parametrize("method", ["shira", "random_entries", "supertuning", "dora"])
 def test_a_method_is_refused_where_it_cannot_run(make_recipe, monkeypatch, method: str) -> None:
     """Every method of ours runs everywhere: these as if they did not."""
     monkeypatch.setattr(METHOD_CLASSES.load(method), "strategies", WHOLE)
@@ -192,7 +192,13 @@ def test_held_out_questions_are_never_trained_on() -> None:
         hold_out(examples, 25)
 
 
-SHORT = ["adapter.rank=2", "adapter.sparsity=0.95", "train.max_steps=4", "checkpoint.every_steps=2"]
+SHORT = [
+    "adapter.rank=2",
+    "adapter.sparsity=0.95",
+    "adapter.random_scope=block",
+    "train.max_steps=4",
+    "checkpoint.every_steps=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +254,7 @@ def test_sharded_or_not_a_method_learns_the_same(sharded: dict[str, dict[str, Pa
 
 def test_sharded_or_not_a_method_saves_the_same(sharded: dict[str, dict[str, Path]]) -> None:
     """The whole, gathered from its shards; full tuning's largest step is 1e-2, and Adam's first ones are signs."""
-    for method in ("lora", "dora", "shira", "supertuning", "masked", "full", "bitfit"):
+    for method in (*METHODS[1:], "bitfit"):
         expected = result(sharded[method]["single"])
         for engine, folder in sharded[method].items():
             found = result(folder)
@@ -261,7 +267,8 @@ def test_a_sharded_method_s_checkpoint_goes_on_elsewhere(
     tiny_runs: TinyRuns, sharded: dict, fields_of: Callable[[str], list[str]]
 ) -> None:
     moves = {"lora": ("single", 1), "dora": ("single", 1), "masked": ("zero3", 2), "full": ("zero3", 3),
-             "bitfit": ("zero3", 2), "shira": ("zero3", 3), "supertuning": ("zero3", 3)}  # fmt: skip
+             "bitfit": ("zero3", 2), "shira": ("zero3", 3), "random_entries": ("single", 1),
+             "supertuning": ("zero3", 3)}  # fmt: skip
     moved = {}
     for method, (engine, ranks) in moves.items():
         source = sharded[method]["fsdp2"]
