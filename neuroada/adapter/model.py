@@ -228,6 +228,9 @@ class NeuroAdaModel(BaseTuner):
             key = f"{name}.neuroada_idx.{adapter_name}.weight"
             if key not in found:  # ZeRO-3's gathering for a file leaves frozen parameters out
                 found[key] = layer.own_copy(adapter_name)
+            delta_key = f"{name}.neuroada_delta.{adapter_name}.weight"
+            if delta_key in found:
+                found[delta_key] = found[delta_key].float()  # in files always: exact
             if not (found[key] != UNSELECTED).any():
                 raise UserError(
                     f"adapter {adapter_name!r} has no connections in {layer.name} yet, so there is nothing to save: "
@@ -249,7 +252,11 @@ class NeuroAdaModel(BaseTuner):
         return clean.removesuffix(".weight") if ".neuroada_" in key else clean
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Deltas are fp32, asked or not: a small one would vanish beside a bf16 weight, and in bf16 moments."""
+        """Deltas are fp32; with autocast_adapter_dtype = False in the dtype of a weight of 16 bits, and their moments
+        with them, where a small change may vanish."""
+        for layer in self.adapted_layers(adapter_name):
+            follows = not autocast_adapter_dtype and layer.base.stored.dtype in (torch.float16, torch.bfloat16)
+            layer.neuroada_delta.holder(adapter_name).to(layer.base.stored.dtype if follows else torch.float32)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

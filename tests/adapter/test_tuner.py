@@ -12,6 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from neuroada import NeuroAdaConfig, select_by_gradient
+from neuroada.adapter.adapter_file import read_adapter
 from neuroada.adapter.saved import save_adapter
 from neuroada.errors import UserError
 
@@ -43,6 +44,33 @@ def test_merged_logits_are_the_adapter_s_exactly(dtype) -> None:
     assert isinstance(merged, LlamaForCausalLM)
     assert logits(merged).equal(before)
     assert not any("neuroada" in name for name, _ in merged.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_deltas_follow_the_weights_dtype_where_asked(base, tmp_path, dtype: torch.dtype) -> None:
+    """PEFT's autocast_adapter_dtype = False. Files hold fp32 all the same, and so does what loads them."""
+    plain = copy.deepcopy(base).to(dtype)
+    config = NeuroAdaConfig(k=5, target_modules=ATTENTION)
+    tuned = get_peft_model(copy.deepcopy(plain), config, autocast_adapter_dtype=False)
+    assert dtypes(tuned) == {dtype}
+    tuned(input_ids=X).logits.float().square().mean().backward()
+    for name, param in tuned.named_parameters():
+        if "neuroada_delta" in name:
+            assert param.grad is not None and param.grad.dtype == dtype and param.grad.any()
+            param.data.normal_(std=0.05)  # AdamW's eps is 0 in fp16
+    expected = logits(tuned)
+    assert not expected.equal(logits(plain))
+    tuned.save_pretrained(tmp_path)
+    saved = read_adapter(tmp_path)  # as `neuroada evaluate` and `merge` do
+    assert {delta.dtype for _, delta in saved.connections.values()} == {torch.float32}
+    for follows, kept in ((False, dtype), (True, torch.float32)):
+        loaded = PeftModel.from_pretrained(copy.deepcopy(plain), str(tmp_path), autocast_adapter_dtype=follows)
+        assert dtypes(loaded) == {kept} and logits(loaded).equal(expected)
+    assert logits(tuned.merge_and_unload()).equal(expected)
+
+
+def dtypes(model: torch.nn.Module) -> set[torch.dtype]:
+    return {param.dtype for name, param in model.named_parameters() if "neuroada_delta" in name}
 
 
 def test_disabling_gives_the_base_back_and_enabling_the_adapter(base, tuned) -> None:

@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, training_args
 
 from neuroada import NeuroAdaConfig, sharding
 
@@ -32,13 +32,14 @@ DEEPSPEED = {
 }
 
 
-def engine_options(engine: str) -> dict:
+def engine_options(engine: str, bf16: bool) -> dict:
     if engine == "fsdp2":
         blocks = {"transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"], "state_dict_type": "FULL_STATE_DICT"}
         return {"fsdp": True, "fsdp_config": {"version": 2, **blocks}}
-    stage = {"stage": int(engine[-1]), "stage3_gather_16bit_weights_on_model_save": True,
-             "stage3_param_persistence_threshold": 0}  # fmt: skip
-    return {"deepspeed": {**DEEPSPEED, "zero_optimization": stage}}
+    stage = {"stage": int(engine[-1]), "stage3_gather_16bit_weights_on_model_save": True}
+    if not bf16:  # else the configuration most users have: small parameters stay whole, weights are cast
+        stage["stage3_param_persistence_threshold"] = 0
+    return {"bf16": bf16, "deepspeed": {**DEEPSPEED, "bf16": {"enabled": "auto"}, "zero_optimization": stage}}
 
 
 def pretend(engine: str) -> None:
@@ -47,17 +48,18 @@ def pretend(engine: str) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     kind = DistributedType.MULTI_GPU if engine == "fsdp2" else DistributedType.MULTI_CPU
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", kind)
+    training_args.is_torch_bf16_gpu_available = lambda: True
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
-def main(engine: str, model: str, out: str) -> None:
+def main(engine: str, model: str, out: str, bf16: bool = False) -> None:
     pretend(engine)
     arguments = TrainingArguments(
         out, per_device_train_batch_size=2, max_steps=6, learning_rate=1e-2, logging_steps=1, report_to=[], seed=0,
-        save_steps=3, **engine_options(engine),
+        save_steps=3, **engine_options(engine, bf16),
     )  # fmt: skip
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16 if bf16 else torch.float32)
     tuned = get_peft_model(base, NeuroAdaConfig(k=4, task_type="CAUSAL_LM"))
     trainer = Trainer(tuned, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in IDS])
     trainer.train()

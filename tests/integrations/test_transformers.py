@@ -125,18 +125,23 @@ def test_trainer_in_bf16_over_an_fp32_base(tiny: Path, tmp_path: Path) -> None:
     assert curves[1] == pytest.approx(curves[0], rel=1e-2) and curves[1] != curves[0]
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2"])
-def test_trainer_saves_under_sharding(tiny: Path, tmp_path: Path, engine: str) -> None:
-    """On 2 gloo ranks that accelerate takes for a GPU machine's: the curve of one process, whole files from rank 0."""
+@pytest.mark.parametrize(("engine", "bf16"), [("zero2", False), ("zero3", False), ("zero3", True), ("fsdp2", False)])
+def test_trainer_saves_under_sharding(tiny: Path, tmp_path: Path, engine: str, bf16: bool) -> None:
+    """On 2 gloo ranks that accelerate takes for a GPU machine's: the curve of one process, whole files from rank 0.
+
+    bf16: weights and deltas in DeepSpeed's bf16 mode, small parameters left whole on every rank, as it does by default.
+    """
     expected = Trainer(tuned(tiny), arguments(tmp_path / "one"), train_dataset=ROWS)
     expected.train()
-    wanted = {"engine": engine, "model": str(tiny), "out": str(tmp_path / engine)}
+    wanted = {"engine": engine, "model": str(tiny), "out": str(tmp_path / engine), "bf16": bf16}
     run_ranks(2, "integrations/ranks_trainer.py", wanted, tmp_path)
     said = json.loads((tmp_path / engine / "said.json").read_text())
     assert said["sharded"] == (engine != "zero2")
-    assert {int(step): loss for step, loss in said["curve"].items()} == pytest.approx(curve(expected), rel=1e-4)
-    base = AutoModelForCausalLM.from_pretrained(tiny)
+    found = {int(step): loss for step, loss in said["curve"].items()}
+    assert found == pytest.approx(curve(expected), rel=2e-3 if bf16 else 1e-4)
+    base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16 if bf16 else torch.float32)
     loaded = PeftModel.from_pretrained(base, tmp_path / engine / "saved")
-    torch.testing.assert_close(logits(loaded), logits(expected.model), rtol=1e-3, atol=1e-3)
+    near = 5e-2 if bf16 else 1e-3
+    torch.testing.assert_close(logits(loaded).float(), logits(expected.model), rtol=near, atol=near)
     config = json.loads((tmp_path / engine / "saved" / "adapter_config.json").read_text())
     assert config["base_fingerprint"] == next(iter(loaded.base_model.adapted_layers("default"))).trained_on["default"]

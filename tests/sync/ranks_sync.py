@@ -29,7 +29,7 @@ STEPS, IDS = 10, torch.arange(2, 50).view(4, 12)
 
 
 def adapted_model(base: Any, k: int) -> Any:
-    return get_peft_model(base, NeuroAdaConfig(k=k, target_modules=TARGETS), autocast_adapter_dtype=False)
+    return get_peft_model(base, NeuroAdaConfig(k=k, target_modules=TARGETS))
 
 
 class Plain:
