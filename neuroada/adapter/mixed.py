@@ -71,11 +71,16 @@ def product(x: torch.Tensor, mixture: Mixture, base: BaseWeight, connections: Co
     groups = mixture.groups(connections, len(x))
     if torch.is_grad_enabled() and (x.requires_grad or any(delta.requires_grad for _, delta in connections.values())):
         parts = [_one(x[rows], name, base, connections) for name, rows in groups.items()]
-    else:
-        parts = _without_gradients(x, groups, base, connections)
-    order = torch.tensor([row for rows in groups.values() for row in rows], device=x.device)
-    y = torch.empty(len(x), *parts[0].shape[1:], dtype=parts[0].dtype, device=x.device)
-    return y.index_copy(0, order, torch.cat(parts))
+        order = torch.tensor([row for rows in groups.values() for row in rows], device=x.device)
+        y = torch.empty(len(x), *parts[0].shape[1:], dtype=parts[0].dtype, device=x.device)
+        return y.index_copy(0, order, torch.cat(parts))
+    found: torch.Tensor | None = None
+    for rows, part in _without_gradients(x, groups, base, connections):
+        if found is None:
+            found = part.new_empty(len(x), *part.shape[1:])
+        found[rows] = part  # at once: the parts of a long batch together would not stay in the caches
+    assert found is not None
+    return found
 
 
 def _one(x: torch.Tensor, name: str, base: BaseWeight, connections: Connections) -> torch.Tensor:
@@ -90,19 +95,20 @@ def _without_gradients(
     groups: dict[str, list[int]],
     base: BaseWeight,
     connections: Connections,
-) -> list[torch.Tensor]:
-    """One scratch weight for the batch: each adapter's entries are written into it, and put back after its rows."""
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """One scratch weight for the batch: each adapter's entries are written into it, and put back after its rows.
+
+    -> rows, and their outputs.
+    """
     scratch = base.format.scratch(base.stored)
-    parts = []
     for name, rows in groups.items():
         part = x[rows]
         if name == BASE:
-            parts.append(F.linear(part, scratch.to(part.dtype), base.bias))
+            yield rows, F.linear(part, scratch.to(part.dtype), base.bias)
             continue
         idx_bytes, delta = connections[name]
         idx = unpack_indices(idx_bytes)
         replaced = read_entries(scratch, idx)
         write_entries(scratch, idx, adapted(replaced, delta))
-        parts.append(F.linear(part, scratch.to(part.dtype), base.bias))
+        yield rows, F.linear(part, scratch.to(part.dtype), base.bias)
         write_entries(scratch, idx, replaced)
-    return parts
