@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
+from fsspec.compression import available_compressions
 
 from neuroada.config.data import Dataset
 from neuroada.errors import UserError
@@ -221,6 +222,8 @@ def _read_file(file: Path) -> Iterator[Row]:
     if suffix in _BY_DATASETS:
         yield from _read_by_datasets(file, _BY_DATASETS[suffix])
         return
+    if file.suffix.lower() == ".zst" and "zstd" not in available_compressions():
+        raise UserError(f"{file}: zstandard is not installed; pip install zstandard, or decompress the file")
     try:
         with fsspec.open(str(file), "rt", compression="infer", encoding="utf-8-sig", newline="").open() as opened:
             if suffix in _JSON:

