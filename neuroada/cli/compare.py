@@ -72,6 +72,8 @@ def main(argv: list[str]) -> None:
     if args.match:
         methods = matched(args.match, methods, comparison)
     recipes = [method.recipe(comparison, lr, seed) for method in methods for lr in method.lrs for seed in seeds]
+    for method in methods:
+        check_method(method.recipe(comparison, method.lrs[0], seeds[0]))
     chosen: dict[str, dict[str, Any]] = {}
     run_one = partial(one, comparison=comparison, launcher=args.launcher, keep=args.keep)
     base = Contender("base", (), ()).recipe(comparison, recipes[0].optimizer.lr, seeds[0])
@@ -88,6 +90,15 @@ def main(argv: list[str]) -> None:
             run_one(method.recipe(comparison, best, seed))
     command = shlex.join(["neuroada", "compare", *argv])
     conclude(comparison.out, recipes[0], chosen, seeds, command, args)
+
+
+def check_method(recipe: Recipe) -> None:
+    """UserError where the method does not fit the objective, or a field of its own: not after other methods' runs."""
+    from neuroada.methods import make_method
+    from neuroada.objectives import make_objective
+
+    make_objective(recipe).check()
+    make_method(recipe).check("single")
 
 
 def check_held_out(recipe: Recipe, args: argparse.Namespace) -> None:

@@ -202,6 +202,24 @@ def test_own_data_by_its_validation_loss(arguments: list[str], children: list[st
     assert "nats per learnt token, of validation examples that no run trained on" in report
 
 
+def test_preferences(arguments: list[str], children: list[str], tmp_path: Path) -> None:
+    """DPO, whole: the base prefers nothing. A method without a reference is told before anything runs."""
+    rows = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"{i}?", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(24)]
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    model, out = arguments[-3], tmp_path / "out"
+    own = ["--recipe", "tiny_arithmetic", "--lrs", "1e-2", "--out", str(out), model, f"data_dir={tmp_path}",
+           "train.max_steps=3", "task=null", "engine.name=single", "objective.name=dpo", "data.validation.size=8",
+           f"data.datasets=[{{path: {rows}}}]"]  # fmt: skip
+    with pytest.raises(UserError, match=r"adapter\.method = masked has none"):
+        compare.main([*own[:2], "--methods", "neuroada:k=4", "masked:k=4", *own[2:]])
+    assert children == []
+    compare.main([*own[:2], "--methods", "neuroada:k=4", "lora:rank=2", *own[2:]])
+    summary = json.loads((out / "comparison.json").read_text())
+    assert summary["base"]["test"] == pytest.approx(math.log(2), abs=1e-6)
+    assert all(row["test"]["mean"] < math.log(2) - 1e-4 for row in summary["rows"]) and len(summary["rows"]) == 2
+
+
 def test_an_untrained_model_is_its_own_reference(arguments: list[str], tmp_path: Path) -> None:
     """DPO's loss of the base, to compare with: ln 2."""
     rows = tmp_path / "pairs.jsonl"
