@@ -14,6 +14,7 @@ from neuroada.data.mixing import Order
 from neuroada.engines import Engine
 from neuroada.errors import UserError
 from neuroada.objectives.micro_batch import MicroBatch
+from neuroada.objectives.validation import Validation
 from neuroada.registry import OBJECTIVES
 from neuroada.tasks.table import Task, get_task
 
@@ -25,28 +26,6 @@ class Data(Protocol):
     def lengths(self) -> np.ndarray: ...  # [n] tokens of each
 
     def __len__(self) -> int: ...
-
-
-class Validation(Protocol):
-    """Scores the model between steps, and knows when it was best: that state is what a run saves."""
-
-    def resume(self, first: int) -> None:
-        """Take up what was found in the run's folder up to step `first`. Collective."""
-
-    def due(self, step: int, steps: int) -> bool:
-        """Whether the model is to be scored after step `step` (from 1) of `steps`."""
-
-    def improved(self, model: nn.Module, step: int) -> bool:
-        """Score the model; whether it is the best so far. Collective."""
-
-    def record(self) -> None:
-        """Write what is known, once the best state is saved."""
-
-    def exhausted(self) -> bool:
-        """Whether training is to end now, because the model no longer gets better. The same on every rank."""
-
-    def finish(self, saved: Path) -> None:
-        """Write results.json, of what the folder `saved` holds, and print it."""
 
 
 class Objective(ABC):

@@ -19,10 +19,10 @@ from torch import nn
 
 from neuroada.config.recipe import Recipe
 from neuroada.engines import Engine, evaluating
-from neuroada.engines.collectives import gather, together
 from neuroada.errors import UserError
 from neuroada.files import check_schema, read_json, write_json
 from neuroada.objectives.texts import Texts, encode_texts
+from neuroada.objectives.validation import ends_epoch, known_up_to
 from neuroada.tasks.data import load_examples
 from neuroada.tasks.glue import score, split_validation
 from neuroada.tasks.results_file import read_results
@@ -118,18 +118,12 @@ class EpochValidation:
         self.epochs: list[dict[str, float]] = []
 
     def resume(self, first: int) -> None:
-        """Take up what was found in this folder up to step `first`. Collective."""
-        found: list[dict[str, float]] = []
-        with together(self.engine):
-            if self.engine.rank == 0 and self.file.is_file():
-                found = read_epochs(self.file)
-        self.epochs = [entry for entry in gather(self.engine, found)[0] if entry["step"] <= first]
+        self.epochs = known_up_to(first, self.file, read_epochs, self.engine)
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether an epoch, or the run, ends with step `step` (from 1) of `steps`."""
         batch = self.recipe.train.global_batch_size
         self.epoch = step * batch / self.examples
-        return step == steps or step * batch // self.examples > (step - 1) * batch // self.examples
+        return ends_epoch(step, steps, batch, self.examples)
 
     def improved(self, model: nn.Module, step: int) -> bool:
         """Score the validation part and, if this is the best so far, the test part. Collective."""

@@ -14,9 +14,9 @@ from torch import nn
 from neuroada.config.recipe import Recipe
 from neuroada.data import TokenData
 from neuroada.engines import Engine, evaluating
-from neuroada.engines.collectives import gather, together
 from neuroada.files import write_json
 from neuroada.objectives.sampling import answer, prompts_of
+from neuroada.objectives.validation import ends_epoch, known_up_to
 from neuroada.tasks.validation_file import read_measured
 
 if TYPE_CHECKING:
@@ -37,11 +37,7 @@ class LossValidation:
         self.measured: list[dict[str, Any]] = []
 
     def resume(self, first: int) -> None:
-        found: list[dict[str, Any]] = []
-        with together(self.engine):
-            if self.engine.rank == 0 and self.file.is_file():
-                found = read_measured(self.file)
-        self.measured = [entry for entry in gather(self.engine, found)[0] if entry["step"] <= first]
+        self.measured = known_up_to(first, self.file, read_measured, self.engine)
         if first == 0:
             with evaluating(self.engine.model):
                 self.measured = [{"step": 0, "loss": self._loss(), "samples": []}]
@@ -49,10 +45,10 @@ class LossValidation:
                 print(f"validation loss before training: {self.measured[0]['loss']:.4f}", flush=True)
 
     def due(self, step: int, steps: int) -> bool:
-        every, size = self.recipe.evaluate.every_steps, self.recipe.train.global_batch_size
+        every = self.recipe.evaluate.every_steps
         if every is not None:
             return step == steps or step % every == 0
-        return step == steps or step * size // self.examples > (step - 1) * size // self.examples
+        return ends_epoch(step, steps, self.recipe.train.global_batch_size, self.examples)
 
     def improved(self, model: nn.Module, step: int) -> bool:
         best = min((entry["loss"] for entry in self._trained()), default=math.inf)
