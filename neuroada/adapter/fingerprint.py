@@ -20,8 +20,12 @@ def fingerprint(layers: Iterable[NeuroAdaLinear], adapter: str) -> str:
     Collective when sharded.
     """
     found = [layer for layer in layers if adapter in layer.neuroada_idx]
-    quantisation = next((layer.quantisation for layer in found if layer.quantisation), None)
-    return with_format(quantisation, checksum(_connections(found, adapter)))
+    return with_format(quantisation_of(found), checksum(_connections(found, adapter)))
+
+
+def quantisation_of(layers: Iterable[NeuroAdaLinear]) -> Quantisation | None:
+    """How these layers' base is quantised."""
+    return next((layer.quantisation for layer in layers if layer.quantisation), None)
 
 
 def with_format(quantisation: Quantisation | None, found: str) -> str:

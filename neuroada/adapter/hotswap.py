@@ -9,7 +9,7 @@ from peft.utils import load_peft_weights
 from neuroada import sharding
 from neuroada.adapter.adapter_file import PREFIX, check_finite_values, check_pair
 from neuroada.adapter.config import NeuroAdaType
-from neuroada.adapter.fingerprint import checksum
+from neuroada.adapter.fingerprint import checksum, quantisation_of, with_format
 from neuroada.adapter.loaded import check_sha256, note_fingerprint
 from neuroada.adapter.model import NeuroAdaModel
 from neuroada.errors import UserError
@@ -57,7 +57,7 @@ def hotswap_adapter(
         check_sha256(path, {config.connections_sha256}, adapter_name, given)
     by_name = sorted(layers, key=lambda layer: layer.name)
     base = ((layer.name, found[layer.name][0], _base_entries(layer, found[layer.name][0])) for layer in by_name)
-    fingerprint = checksum(base)
+    fingerprint = with_format(quantisation_of(layers), checksum(base))
     if config.base_fingerprint not in (None, fingerprint):
         raise UserError(
             f"{path}: was trained on other base weights (base_fingerprint {config.base_fingerprint}, here "
