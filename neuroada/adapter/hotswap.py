@@ -10,10 +10,11 @@ from neuroada import sharding
 from neuroada.adapter.adapter_file import PREFIX, check_finite_values, check_pair
 from neuroada.adapter.config import NeuroAdaType
 from neuroada.adapter.fingerprint import checksum, quantisation_of, with_format
+from neuroada.adapter.layer import NeuroAdaLinear
 from neuroada.adapter.loaded import check_sha256, note_fingerprint
 from neuroada.adapter.model import NeuroAdaModel
 from neuroada.errors import UserError
-from neuroada.ops import read_entries, unpack_indices
+from neuroada.ops import unpack_indices
 
 
 def hotswap_adapter(
@@ -40,10 +41,10 @@ def hotswap_adapter(
     for layer in layers:
         idx, delta = (tensors.pop(f"{PREFIX}{layer.name}.neuroada_{kind}", None) for kind in ("idx", "delta"))
         if idx is None or delta is None or idx.shape != layer.neuroada_idx[adapter_name].shape:
-            theirs = "none" if idx is None else f"{idx.shape[1] // 2}"
+            theirs = "none" if idx is None else f"{idx.shape[-1] // 2}"
             raise UserError(
                 f"{path}: its connections for {layer.name} are {theirs} of a neuron, those of {adapter_name!r} "
-                f"{layer.neuroada_idx[adapter_name].shape[1] // 2}; load it as an adapter of its own"
+                f"{layer.neuroada_idx[adapter_name].shape[-1] // 2}; load it as an adapter of its own"
             )
         if config.connections_sha256 is None:  # what is as it was saved has not to be sorted
             check_pair(path, layer.name, idx, delta.float() if delta.is_floating_point() else delta, idx.shape[-1] // 2)
@@ -56,7 +57,7 @@ def hotswap_adapter(
     if config.connections_sha256 is not None:
         check_sha256(path, {config.connections_sha256}, adapter_name, given)
     by_name = sorted(layers, key=lambda layer: layer.name)
-    base = ((layer.name, found[layer.name][0], _base_entries(layer, found[layer.name][0])) for layer in by_name)
+    base = ((layer.name, found[layer.name][0], _base_values(layer, found[layer.name][0])) for layer in by_name)
     fingerprint = with_format(quantisation_of(layers), checksum(base))
     if config.base_fingerprint not in (None, fingerprint):
         raise UserError(
@@ -71,6 +72,5 @@ def hotswap_adapter(
     note_fingerprint(layers, adapter_name, fingerprint)
 
 
-def _base_entries(layer: Any, idx_bytes: torch.Tensor) -> torch.Tensor:
-    with layer.base.own_rows() as (_, weight):
-        return read_entries(weight, unpack_indices(idx_bytes.to(weight.device)))
+def _base_values(layer: NeuroAdaLinear, idx_bytes: torch.Tensor) -> torch.Tensor:
+    return layer.base_values_at(idx_bytes.to(layer.base.stored.device))

@@ -149,7 +149,12 @@ class NeuroAdaLinear(nn.Module, BaseTunerLayer):
 
     def base_values(self, adapter: str) -> torch.Tensor:
         """The base's values at the adapter's connections, [out_features, k], on every rank. Collective if sharded."""
-        with self._base_rows() as (_, weight), self.base.beside(self.params(adapter)[0]) as (_, idx):
+        return self.base_values_at(self.params(adapter)[0])
+
+    def base_values_at(self, idx_bytes: torch.Tensor) -> torch.Tensor:
+        """As `base_values`, at connections that no adapter has yet: `idx_bytes` as in an adapter's file, whole, or a
+        parameter."""
+        with self._base_rows() as (_, weight), self.base.beside(idx_bytes) as (_, idx):
             return self.base.join_rows(read_entries(weight, unpack_indices(idx)))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

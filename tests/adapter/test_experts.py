@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from transformers import GptOssConfig, GptOssForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from neuroada import NeuroAdaConfig
+from neuroada import NeuroAdaConfig, hotswap_adapter
 from neuroada.errors import UserError
 
 K, EXPERTS = 3, ["experts.gate_up_proj", "experts.down_proj"]
@@ -142,3 +142,15 @@ def test_experts_and_modules_together() -> None:
 def test_what_is_not_served_is_refused(config: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         get_peft_model(qwen(), NeuroAdaConfig(**{"k": K, **config}))
+
+
+@BASES
+def test_another_s_file_takes_an_adapter_s_place(make, tmp_path: Path) -> None:
+    base = make()
+    other, model = train(attach(base)).eval(), attach(base)
+    other.save_pretrained(tmp_path / "other")
+    hotswap_adapter(model, str(tmp_path / "other"), "default")
+    assert logits(model).equal(logits(other)) and not logits(model).equal(logits(base))
+    fewer = get_peft_model(copy.deepcopy(base), NeuroAdaConfig(k=K - 1, target_parameters=EXPERTS))
+    with pytest.raises(UserError, match=f"are {K} of a neuron, those of 'default' {K - 1}"):
+        hotswap_adapter(fewer, str(tmp_path / "other"), "default")
