@@ -34,8 +34,8 @@ class Adapter(Section):
     selection: Literal["magnitude", "gradient", "reverse", "random", "wanda", "lift"] = Field(
         default="magnitude", description="how the connections are chosen: docs/selection.md"
     )
-    random_scope: Literal["layer", "block", "network"] = Field(
-        default="layer", description="of random_entries: what they are drawn over, without regard to neurons"
+    random_scope: Literal["layer", "block", "network"] | None = Field(
+        default=None, description="of random_entries: what they are drawn over, without regard to neurons; null: layer"
     )
     calibration_examples: Positive | Literal["all"] = Field(
         default=8,

@@ -63,6 +63,7 @@ class Method(ABC):
     chooses_neurons: ClassVar[bool] = False  # whether adapter.neuron_fraction is followed
     stores_deltas: ClassVar[bool] = False  # whether adapter.delta_dtype is followed
     chooses_places: ClassVar[bool] = False  # whether adapter.exclude_modules and adapter.layers are followed
+    draws_entries: ClassVar[bool] = False  # whether adapter.random_scope is followed
     adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
     sizes: ClassVar[str | None] = None  # the field of the adapter section that says how much trains
     folder: ClassVar[Literal["adapter", "model"]] = "adapter"
@@ -106,6 +107,11 @@ class Method(ABC):
             raise UserError(f"adapter.neuron_fraction = {fraction}: is of neuroada, not of {self.name}; leave it out")
         if (dtype := self.adapter.delta_dtype) != "fp32" and not self.stores_deltas:
             raise UserError(f"adapter.delta_dtype = {dtype}: is of neuroada, not of {self.name}; leave it out")
+        if (scope := self.adapter.random_scope) is not None and not self.draws_entries:
+            raise UserError(
+                f"adapter.random_scope = {scope}: is of random_entries, not of {self.name}; leave it out, or use "
+                f"adapter.method=random_entries"
+            )
         if fraction < 1 and self.adapter.target_parameters:
             raise UserError(
                 f"adapter.neuron_fraction = {fraction}: not for experts; leave adapter.target_parameters out"

@@ -29,9 +29,14 @@ from neuroada.methods.shira import Shira, set_entries
 class RandomEntries(Shira):
     name = "random_entries"
     sizes = "k"
+    draws_entries = True
+
+    @property
+    def scope(self) -> str:
+        return self.adapter.random_scope or "layer"
 
     def describe(self) -> str:
-        scope = {"layer": "each layer", "block": "each block", "network": "the network"}[self.adapter.random_scope]
+        scope = {"layer": "each layer", "block": "each block", "network": "the network"}[self.scope]
         return f"random entries of {scope}, as many as k = {self.adapter.k} of every neuron"
 
     def config(self, task_type: str) -> ShiraConfig:
@@ -87,7 +92,7 @@ class RandomEntries(Shira):
         groups: dict[str, list[str]] = {}
         for name in names:
             block = re.match(r".*?\.\d+(?=\.)", name)
-            key = {"layer": name, "block": block[0] if block else name, "network": ""}[self.adapter.random_scope]
+            key = {"layer": name, "block": block[0] if block else name, "network": ""}[self.scope]
             groups.setdefault(key, []).append(name)
         return list(groups.values())
 
@@ -97,8 +102,7 @@ class RandomEntries(Shira):
         wanted = self.adapter.k * sum(layer.out_features for layer in layers)
         if wanted > ends[-1]:
             raise UserError(
-                f"adapter.k = {self.adapter.k}: {wanted} entries, but a {self.adapter.random_scope} has {ends[-1]}; "
-                f"use a smaller k"
+                f"adapter.k = {self.adapter.k}: {wanted} entries, but a {self.scope} has {ends[-1]}; use a smaller k"
             )
         places = np.random.default_rng([self.seed, number]).choice(ends[-1], wanted, replace=False, shuffle=False)
         places.sort()

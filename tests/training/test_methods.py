@@ -36,7 +36,7 @@ def make_recipe(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
     def make(name: str, *overrides: str) -> Recipe:
         fields = [f"model={tiny}", f"output_dir={folder / name}", f"data_dir={folder / 'data'}", "engine.name=single",
                   "train.micro_batch_size=8", "train.max_steps=6", "adapter.rank=2", "adapter.sparsity=0.95",
-                  "adapter.random_scope=network", "optimizer.schedule=constant", *overrides]  # fmt: skip
+                  "optimizer.schedule=constant", *overrides]  # fmt: skip
         return load_recipe("tiny_arithmetic", fields)
 
     return make
@@ -215,7 +215,9 @@ def fields_of(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
     def fields(method: str) -> list[str]:
         longer = ["train.max_steps=8", "checkpoint.keep=4"] if method in ("shira", "supertuning", "dora") else []
-        return [f"adapter.method={method}", *SHORT, *longer, *([f"model={folder}"] if method == "bitfit" else [])]
+        scope = ["adapter.random_scope=block"] if method == "random_entries" else []
+        model = [f"model={folder}"] if method == "bitfit" else []
+        return [f"adapter.method={method}", *SHORT, *longer, *scope, *model]
 
     return fields
 

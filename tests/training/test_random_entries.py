@@ -81,3 +81,10 @@ def test_peft_loads_what_is_saved(tiny: Path, tmp_path: Path, scope: str) -> Non
 def test_more_than_there_are_or_none_is_refused(tiny: Path) -> None:
     with pytest.raises(UserError, match=r"adapter\.k = 1000: .* entries, but a layer has 4096; use a smaller k"):
         attached(tiny, "layer", "adapter.k=1000")
+
+
+def test_the_scope_is_of_this_method(tiny: Path) -> None:
+    """With neuroada's selection = random it would be left unread."""
+    fields = [f"model={tiny}", "adapter.selection=random", "adapter.random_scope=layer"]
+    with pytest.raises(UserError, match=r"adapter.random_scope = layer: is of random_entries, not of neuroada; leave"):
+        make_method(load_recipe("tiny_arithmetic", fields)).check("single")
