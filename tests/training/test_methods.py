@@ -192,13 +192,7 @@ def test_held_out_questions_are_never_trained_on() -> None:
         hold_out(examples, 25)
 
 
-SHORT = [
-    "adapter.rank=2",
-    "adapter.sparsity=0.95",
-    "adapter.random_scope=block",
-    "train.max_steps=4",
-    "checkpoint.every_steps=2",
-]
+SHORT = ["adapter.rank=2", "adapter.sparsity=0.95", "train.max_steps=4", "checkpoint.every_steps=2"]
 
 
 @pytest.fixture(scope="module")
