@@ -53,9 +53,15 @@ class RandomEntries(Shira):
                         f"adapter.random_scope = layer"
                     )
                 set_entries(layers[layer], entries)
-        tuned.peft_config["default"].r = max(
-            -(-len(layer.shira_weight["default"]) // _sides(layer)) for layer in layers.values()
-        )
+        r = max(-(-len(layer.shira_weight["default"]) // _sides(layer)) for layer in layers.values())
+        if full := [
+            name for name, layer in layers.items() if r * _sides(layer) > layer.out_features * layer.in_features
+        ]:
+            raise UserError(
+                f"adapter.k = {self.adapter.k}: filled up to SHiRA's r = {r}, {full[0]} would have more entries than "
+                f"its weight has; use a smaller k"
+            )
+        tuned.peft_config["default"].r = r
         return tuned
 
     def entries(self, layer: Any) -> torch.Tensor:

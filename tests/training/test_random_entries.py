@@ -81,6 +81,8 @@ def test_peft_loads_what_is_saved(tiny: Path, tmp_path: Path, scope: str) -> Non
 def test_more_than_there_are_or_none_is_refused(tiny: Path) -> None:
     with pytest.raises(UserError, match=r"adapter\.k = 1000: .* entries, but a layer has 4096; use a smaller k"):
         attached(tiny, "layer", "adapter.k=1000")
+    with pytest.raises(UserError, match=r"adapter\.k = 40: filled up to SHiRA's r = .* use a smaller k"):
+        attached(tiny, "network", "adapter.k=40")
 
 
 def test_the_scope_is_of_this_method(tiny: Path) -> None:
