@@ -90,9 +90,10 @@ class Classification(Objective):
         """The classifier alone, trained the same way over the encoder as it is."""
         if not self.recipe.evaluate.frozen_base:
             return None
+        adapter = self.recipe.adapter  # of which the other fields are its method's own
         return self.recipe.model_copy(
             update={
-                "adapter": self.recipe.adapter.model_copy(update={"method": "head"}),
+                "adapter": type(adapter)(method="head", target_modules=adapter.target_modules),
                 "evaluate": self.recipe.evaluate.model_copy(update={"frozen_base": False}),
                 "output_dir": str(Path(self.recipe.output_dir) / "frozen_base"),
             }

@@ -209,7 +209,8 @@ def test_the_folder_loads_with_peft_and_scores_what_was_reported(encoder: Path, 
 
 
 def test_the_frozen_base_stands_beside(encoder: Path, data: Path, tmp_path: Path) -> None:
-    train(recipe(encoder, data, tmp_path, "evaluate.frozen_base=true", "engine.name=single"))
+    own = ["adapter.neuron_fraction=0.5", "adapter.layers=[0]"]  # fields of the method, which a classifier alone lacks
+    train(recipe(encoder, data, tmp_path, "evaluate.frozen_base=true", "engine.name=single", *own))
     assert result(tmp_path)["frozen_base"] == result(tmp_path / "frozen_base")["sound"]
     alone = load_file(tmp_path / "frozen_base" / "adapter" / "adapter_model.safetensors")
     assert {name.split("model.model.")[-1] for name in alone} == {
