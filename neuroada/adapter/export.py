@@ -8,6 +8,7 @@ from peft import ShiraConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from neuroada.adapter.adapter_file import PREFIX, read_adapter
+from neuroada.adapter.fingerprint import quantisation_in
 from neuroada.errors import UserError
 from neuroada.files import new_folder, save_tensors
 from neuroada.ops import unpack_indices
@@ -18,9 +19,14 @@ def export_shira(adapter: Path, out: Path, in_features: Mapping[str, int]) -> in
 
     SHiRA adds a sparse matrix of r x (in + out) entries to each weight: the smallest r that holds all connections is
     taken, and filled up with zeros. Equal outputs in fp32; in bf16 PEFT adds before it rounds as well. UserError as of
-    `read_adapter`; experts; a module that the base lacks.
+    `read_adapter`; experts; a quantised base's adapter; a module that the base lacks.
     """
     found = read_adapter(adapter)
+    if (quantisation := quantisation_in(found.config.base_fingerprint)) is not None:
+        raise UserError(
+            f"{adapter}: was trained over a quantised base ({quantisation.describe()}), and SHiRA adds to the "
+            f"original, which makes another model; use `neuroada merge`"
+        )
     exported = {f"{PREFIX}{name}": value for name, value in found.whole.items()}
     sizes: dict[str, int] = {}
     for module, (_, delta) in found.connections.items():

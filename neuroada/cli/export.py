@@ -28,6 +28,8 @@ def main(argv: list[str]) -> None:
 
     source, revision = base_of(args.adapter) if args.base_model is None else (args.base_model, None)
     base = Checkpoint(resolve(source, "--base-model", revision), "--base-model ")
+    if base.has_conv1d:
+        raise UserError(f"--adapter {args.adapter}: adapts Conv1D layers, which SHiRA does not; use `neuroada merge`")
     widths = {
         name.removesuffix(".weight"): tensor.shape[1]
         for name, tensor in base.tensors.items()

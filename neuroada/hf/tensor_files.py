@@ -12,6 +12,8 @@ import torch
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor, open_regular, read_json, weight_files
 
+CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+"""Types of models whose layers are transformers' Conv1D: stored [in, out]."""
 BLOCK = 1 << 22  # bytes read at once, unless one row is larger: enough for the disk, little enough for a CPU's cache
 DTYPES = {
     "F64": torch.float64,
@@ -80,6 +82,11 @@ class Checkpoint:
         if not isinstance(config, dict):
             raise UserError(f"{self.folder / 'config.json'}: must be an object; fetch the model again")
         return config
+
+    @property
+    def has_conv1d(self) -> bool:
+        """Whether its layers' neurons are their weights' columns. Nothing is concluded from shapes: some are square."""
+        return self.config.get("model_type") in CONV1D
 
     @cached_property
     def file_of(self) -> dict[str, Path]:

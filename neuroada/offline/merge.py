@@ -46,14 +46,16 @@ def merge(
 
     The same bits as PEFT's merge_and_unload. Memory: the adapter, the base values under its connections (kept in
     `KEPT` for `unmerge`, if `keep_base`) and one block of the checkpoint. `out` appears only when everything was
-    written, its base_fingerprint agreed and, if `verify`, its logits were the adapter's. Adapters of other methods, and
-    of classifiers, whose head the base's files may lack, are merged by PEFT, which loads the whole model.
+    written, its base_fingerprint agreed and, if `verify`, its logits were the adapter's. Adapters of other methods, of
+    classifiers, whose head the base's files may lack, and of GPT-2's transposed weights are merged by PEFT, which loads
+    the whole model.
     """
     started = time.monotonic()
     check_model_folder(base, "--base-model ")
     source = Checkpoint(base, "--base-model ")
     config = read_config(adapter)
-    if config.peft_type != NeuroAdaType.NEUROADA or config.task_type == TaskType.SEQ_CLS:
+    ours = config.peft_type == NeuroAdaType.NEUROADA and config.task_type != TaskType.SEQ_CLS
+    if not ours or source.has_conv1d:
         with new_folder(out, size=2 * source.size, field="--out ") as folder:
             copy_companions(base, folder)
             merge_whole(adapter, base, folder)

@@ -49,6 +49,11 @@ def select(
         raise UserError(f"--out {out}: is already there; choose a new file or remove it")
     check_model_folder(model, "--model ")
     source = Checkpoint(model)
+    if source.has_conv1d:
+        raise UserError(
+            f"--model {model}: its layers are Conv1D, whose neurons are columns; leave the choice to `neuroada train`, "
+            f"by adapter.selection"
+        )
     targets = _targets(source, target_modules)
     _check(targets, k)
     job = partial(_select_tensor, k=k, selection=selection, seed=seed, lift_rank=lift_rank)

@@ -10,6 +10,7 @@ from test_quantised_layer import TARGETS, packed, quantised_base
 from tiny_models import X, logits, make_base, train_a_little
 
 from neuroada import NeuroAdaConfig, hotswap_adapter
+from neuroada.adapter.export import export_shira
 from neuroada.errors import UserError
 from neuroada.quantised import dequantise
 
@@ -34,6 +35,8 @@ def test_one_s_file_takes_the_other_s_place(tmp_path: Path, name: str, exact: in
     dense = get_peft_model(make_base(intermediate_size=128), NeuroAdaConfig(**CONFIG))
     with pytest.raises(UserError, match="was trained on other base weights"):
         hotswap_adapter(dense, str(tmp_path / "other"), "default")
+    with pytest.raises(UserError, match=r"was trained over a quantised base .* use `neuroada merge`"):
+        export_shira(tmp_path / "other", tmp_path / "exported", {})
 
 
 @BASES
