@@ -10,7 +10,7 @@ from torch import nn
 from neuroada import sharding
 from neuroada.adapter import NeuroAdaLinear
 from neuroada.errors import UserError
-from neuroada.ops import adapted
+from neuroada.ops import TRANSPOSED, adapted
 from neuroada.sync.message import Header, Kind, Message, Module, encode
 
 
@@ -47,6 +47,17 @@ class Sender:
             raise UserError(f"adapter = {adapter!r}: the model has no such NeuroAda adapter, but {known or 'none'}")
         if waiting := [layer.name for layer in layers if adapter in layer.unselected]:
             raise UserError(f"adapter = {adapter!r}: {waiting[0]} has no connections yet; select or load them first")
+        if quantised := [layer.quantisation for layer in layers if layer.quantisation]:
+            # Exact entries are the original's: a receiver that holds the original would not be told from the right one.
+            raise UserError(
+                f"adapter = {adapter!r}: its base is quantised ({quantised[0].describe()}), which sync does not send; "
+                f"merge the adapter and load the whole model"
+            )
+        if other := [layer.name for layer in layers if layer.base.format is TRANSPOSED or len(layer.base.neurons) > 1]:
+            raise UserError(
+                f"adapter = {adapter!r}: {other[0]} is not a Linear's weight [out, in], which sync sends alone (no "
+                f"experts, no Conv1D); merge the adapter and load the whole model"
+            )
         self.adapter, self._layers = adapter, layers
         self._layout: str | None = None
         self._base: dict[str, torch.Tensor] = {}
@@ -132,7 +143,7 @@ class Sender:
         return Header(kind, self.stream, self.version, self.adapter, self.part, self.parts, self._layout, modules)
 
     def _device(self) -> torch.device:
-        return sharding.stored(self._layers[0].base_layer.weight).device
+        return sharding.stored(_param(self._layers[0].neuroada_idx, self.adapter)).device
 
     def _agree_on_stream(self) -> str:
         name = torch.tensor(list(secrets.token_bytes(8)), dtype=torch.uint8, device=self._device())
