@@ -1,6 +1,7 @@
 """What every command shares: its exit status, and one line for a user's error instead of a traceback."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -30,6 +31,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Call `main(argv)` and exit: 0 done, 2 a user's error, 75 preempted with a checkpoint, 130 interrupted."""
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "160")  # for tables in a log: without a terminal rich would cut them at 80
+    # PEFT imports it where it is installed, and on CPUs with bf16 it then asks for a kernel of the hub's.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         check_environment()
         main(sys.argv[1:])
