@@ -32,3 +32,20 @@ def test_a_rank_leaves_with_its_own_status(end: str, status: int) -> None:
     assert ended.returncode == status
     assert ended.stdout == "done\n"
     assert ("error: a mistake" in ended.stderr) == (end == "mistake")
+
+
+def test_a_library_s_hint_is_no_second_line() -> None:
+    """bitsandbytes', on CPUs with bf16, when PEFT imports it."""
+    script = """
+import logging
+from neuroada.cli.command import run
+from neuroada.errors import UserError
+
+def main(argv):
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load a kernel")
+    raise UserError("a mistake")
+
+run(main)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, "error: a mistake\n")
