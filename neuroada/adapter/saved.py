@@ -1,6 +1,6 @@
 """An adapter's folder, written from any engine: the same files that PEFT's `save_pretrained` writes from one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -20,12 +20,15 @@ from neuroada.files import save_tensors
 
 
 def save_adapter(
-    model: PeftModel, folder: Path, adapter: str = "default", beside: Mapping[str, torch.Tensor] | None = None
+    model: PeftModel,
+    folder: Path,
+    adapter: str = "default",
+    complete: Callable[[dict[str, torch.Tensor]], None] | None = None,
 ) -> None:
     """Write `folder` in PEFT's format, one parameter gathered at a time. Collective; rank 0 writes.
 
     Works for every PEFT method: what trains is saved, and of NeuroAda this adapter's connections, deltas in fp32,
-    whatever dtype they trained in. beside: tensors that are no parameters and belong to the file, whole on every rank.
+    whatever dtype they trained in. complete: adds, on rank 0, what is no parameter and belongs to the file.
     """
     config = model.peft_config[adapter]
     layers = [layer for layer in neuroada_layers(model) if adapter in layer.neuroada_idx]
@@ -35,7 +38,7 @@ def save_adapter(
     if layers:
         cast(NeuroAdaConfig, config).trained_on = fingerprint(layers, adapter)
     first = not dist.is_initialized() or dist.get_rank() == 0
-    tensors = {key: value.cpu() for key, value in (beside or {}).items()}
+    tensors: dict[str, torch.Tensor] = {}
     for name, param in model.named_parameters():
         # An adapter that was loaded to be used has no gradients, and is saved all the same.
         connections = f".neuroada_idx.{adapter}." in name or f".neuroada_delta.{adapter}." in name
@@ -50,6 +53,8 @@ def save_adapter(
                 dtype = torch.float32 if f".neuroada_delta.{adapter}." in name else value.dtype
                 tensors[key] = value.detach().to("cpu", dtype, copy=True).contiguous()
     if first:
+        if complete is not None:
+            complete(tensors)
         if layers:
             cast(NeuroAdaConfig, config).saved_sha256 = sha256_of(tensors, adapter)
         save_tensors(folder / SAFETENSORS_WEIGHTS_NAME, tensors, {"format": "pt"})

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from peft import ShiraConfig
 from peft.tuners.shira import ShiraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 
 from neuroada.errors import UserError
-from neuroada.files import StoredTensor, open_tensors, save_tensors
+from neuroada.files import StoredTensor, open_tensors
 from neuroada.methods.base import Change
 from neuroada.methods.peft_method import KEY_PREFIX
 from neuroada.methods.shira import Shira, set_entries
@@ -29,7 +28,7 @@ from neuroada.methods.shira import Shira, set_entries
 class RandomEntries(Shira):
     name = "random_entries"
     sizes = "k"
-    draws_entries = True
+    follows = frozenset({"random_scope"})
 
     @property
     def scope(self) -> str:
@@ -68,22 +67,16 @@ class RandomEntries(Shira):
         """Drawn when the method was attached: the shapes were all it took."""
         return layer.shira_indices["default"]
 
-    def save(self, model: nn.Module, folder: Path) -> None:
-        super().save(model, folder)
-        if dist.is_initialized() and dist.get_rank() > 0:
-            return
+    def complete(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+        super().complete(model, tensors)
         peft_model: Any = model
         r = peft_model.peft_config["default"].r
-        file = folder / SAFETENSORS_WEIGHTS_NAME
-        with open_tensors(file) as saved:
-            tensors = {key: saved.get_tensor(key) for key in saved.keys()}  # noqa: SIM118 (not a mapping)
         for name, layer in model.named_modules():
             if isinstance(layer, ShiraLayer):
                 values, entries = tensors[f"{name}.shira_weight"], tensors[f"{name}.shira_indices"]
                 missing = r * _sides(layer) - len(values)
                 tensors[f"{name}.shira_weight"] = torch.cat([values, values.new_zeros(missing)])
                 tensors[f"{name}.shira_indices"] = torch.cat([entries, entries[:, -1:].expand(2, missing)], 1)
-        save_tensors(file, tensors, {"format": "pt"})
 
     @classmethod
     def changes(cls, saved: Path, base: Mapping[str, StoredTensor]) -> Iterator[Change]:

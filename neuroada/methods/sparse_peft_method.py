@@ -6,6 +6,7 @@ The values are sharded. The entries' indices are no parameters in PEFT: every ra
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,12 +63,13 @@ class SparsePeftMethod(PeftMethod):
     def save(self, model: nn.Module, folder: Path) -> None:
         peft_model: Any = model
         peft_model.peft_config["default"].base_model_name_or_path = self.recipe.model
-        indices = {
-            f"{name}.{self.prefix}indices": self._indices(layer)["default"]
-            for name, layer in model.named_modules()
-            if isinstance(layer, self.layer_type)
-        }
-        save_adapter(peft_model, folder, beside=indices)
+        save_adapter(peft_model, folder, complete=partial(self.complete, model))
+
+    def complete(self, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+        """Add the indices to the values, by the names of an adapter's file."""
+        for name, layer in model.named_modules():
+            if isinstance(layer, self.layer_type):
+                tensors[f"{name}.{self.prefix}indices"] = self._indices(layer)["default"].cpu()
 
     def _layers(self, model: nn.Module) -> list[Any]:
         return [module for module in model.modules() if isinstance(module, self.layer_type)]
