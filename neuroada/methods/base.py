@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from neuroada import sharding
+from neuroada.config.fields import Adapter
 from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
 from neuroada.files import StoredTensor
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 WHOLE = ("single", "zero0", "zero1", "zero2")
 """Strategies under which every rank stores every parameter whole."""
 EVERYWHERE = (*WHOLE, "zero3", "fsdp2")
+OPTIONAL = {
+    "exclude_modules": "neuroada, lora and dora",
+    "layers": "neuroada, lora and dora",
+    "neuron_fraction": "neuroada",
+    "delta_dtype": "neuroada",
+    "random_scope": "random_entries",
+}
+"""Fields of the adapter section that some methods follow, and the others refuse rather than leave unread."""
 
 
 class Change(NamedTuple):
@@ -60,10 +69,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     strategies: ClassVar[tuple[str, ...]] = WHOLE
-    chooses_neurons: ClassVar[bool] = False  # whether adapter.neuron_fraction is followed
-    stores_deltas: ClassVar[bool] = False  # whether adapter.delta_dtype is followed
-    chooses_places: ClassVar[bool] = False  # whether adapter.exclude_modules and adapter.layers are followed
-    draws_entries: ClassVar[bool] = False  # whether adapter.random_scope is followed
+    follows: ClassVar[frozenset[str]] = frozenset()  # which of `OPTIONAL`
     adapts_experts: ClassVar[bool] = False  # by adapter.target_parameters
     sizes: ClassVar[str | None] = None  # the field of the adapter section that says how much trains
     folder: ClassVar[Literal["adapter", "model"]] = "adapter"
@@ -97,22 +103,11 @@ class Method(ABC):
         """
         if self.adapter.selection_file is not None and not self.selects:
             raise UserError(f"adapter.selection_file: method {self.name} chooses no connections; leave it out")
-        for field in ("exclude_modules", "layers"):
-            if getattr(self.adapter, field) and not self.chooses_places:
-                raise UserError(
-                    f"adapter.{field}: is of methods that choose where they adapt, such as neuroada and lora, not of "
-                    f"{self.name}; leave it out"
-                )
-        if (fraction := self.adapter.neuron_fraction) < 1 and not self.chooses_neurons:
-            raise UserError(f"adapter.neuron_fraction = {fraction}: is of neuroada, not of {self.name}; leave it out")
-        if (dtype := self.adapter.delta_dtype) != "fp32" and not self.stores_deltas:
-            raise UserError(f"adapter.delta_dtype = {dtype}: is of neuroada, not of {self.name}; leave it out")
-        if (scope := self.adapter.random_scope) is not None and not self.draws_entries:
-            raise UserError(
-                f"adapter.random_scope = {scope}: is of random_entries, not of {self.name}; leave it out, or use "
-                f"adapter.method=random_entries"
-            )
-        if fraction < 1 and self.adapter.target_parameters:
+        for field, owners in OPTIONAL.items():
+            value = getattr(self.adapter, field)
+            if value != Adapter.model_fields[field].default and field not in self.follows:
+                raise UserError(f"adapter.{field} = {value}: is of {owners}, not of {self.name}; leave it out")
+        if (fraction := self.adapter.neuron_fraction) < 1 and self.adapter.target_parameters:
             raise UserError(
                 f"adapter.neuron_fraction = {fraction}: not for experts; leave adapter.target_parameters out"
             )

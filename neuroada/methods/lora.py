@@ -21,7 +21,7 @@ class Lora(PeftMethod):
     name = "lora"
     sizes = "rank"
     prefix = "lora_"
-    chooses_places = True
+    follows = frozenset({"exclude_modules", "layers"})
     strategies: ClassVar[tuple[str, ...]] = EVERYWHERE
 
     def describe(self) -> str:

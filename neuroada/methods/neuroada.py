@@ -31,9 +31,7 @@ class NeuroAda(PeftMethod):
     selects = True
     prefix = "neuroada_"
     values = ".neuroada_delta"
-    chooses_places = True
-    chooses_neurons = True
-    stores_deltas = True
+    follows = frozenset({"exclude_modules", "layers", "neuron_fraction", "delta_dtype"})
     strategies = EVERYWHERE
     adapts_experts = True
     usage = f"import neuroada  # PEFT knows the method from here on\n{USAGE}"

@@ -190,7 +190,7 @@ def compare_methods(recipe: Recipe) -> tuple[dict[str, Memory], dict[str, str]]:
     for name in METHODS.names():
         try:
             method = make_method(recipe, name)
-            if not method.stores_deltas:
+            if "delta_dtype" not in method.follows:
                 method = make_method(with_fp32_deltas, name)
             method.check("single")
             found[name] = memory(record_step(recipe, config, accumulating, method), "single", 1)

@@ -59,8 +59,14 @@ def test_a_run_and_its_report(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["adapter.method=shira", "adapter.layers=[0]"], "adapter.layers: is of methods that choose where they adapt"),
-        (["adapter.method=full", "adapter.exclude_modules=[x]"], "adapter.exclude_modules: is of methods that choose"),
+        (
+            ["adapter.method=shira", "adapter.layers=[0]"],
+            r"adapter.layers = \[0\]: is of neuroada, lora and dora, not of shira",
+        ),
+        (
+            ["adapter.method=full", "adapter.exclude_modules=[x]"],
+            r"adapter.exclude_modules = \['x'\]: is of neuroada, lora and dora",
+        ),
         (["adapter.method=masked", "adapter.target_modules=all-linear"], "masked takes a list of names"),
     ],
 )
