@@ -43,7 +43,7 @@ lint: dev
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long" --durations=15 --reruns 1
 
-test-long: dev
+test-long: dev models/smollm2-135m/source.json
 	$(BIN)/python -m pytest -m long
 
 # Lines of neuroada/ that the tests' own processes run (ranks and commands that they start are not counted).

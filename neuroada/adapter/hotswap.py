@@ -10,7 +10,6 @@ from neuroada import sharding
 from neuroada.adapter.adapter_file import PREFIX, check_finite_values, check_pair
 from neuroada.adapter.config import NeuroAdaType
 from neuroada.adapter.fingerprint import checksum, quantisation_of, with_format
-from neuroada.adapter.layer import NeuroAdaLinear
 from neuroada.adapter.loaded import check_sha256, note_fingerprint
 from neuroada.adapter.model import NeuroAdaModel
 from neuroada.errors import UserError
@@ -57,7 +56,8 @@ def hotswap_adapter(
     if config.connections_sha256 is not None:
         check_sha256(path, {config.connections_sha256}, adapter_name, given)
     by_name = sorted(layers, key=lambda layer: layer.name)
-    base = ((layer.name, found[layer.name][0], _base_values(layer, found[layer.name][0])) for layer in by_name)
+    given_idx = ((layer, found[layer.name][0].to(layer.base.stored.device)) for layer in by_name)
+    base = ((layer.name, idx, layer.base_values_at(idx)) for layer, idx in given_idx)
     fingerprint = with_format(quantisation_of(layers), checksum(base))
     if config.base_fingerprint not in (None, fingerprint):
         raise UserError(
@@ -70,7 +70,3 @@ def hotswap_adapter(
             layer.neuroada_delta[adapter_name].copy_(found[layer.name][1])
             layer.unselected.discard(adapter_name)
     note_fingerprint(layers, adapter_name, fingerprint)
-
-
-def _base_values(layer: NeuroAdaLinear, idx_bytes: torch.Tensor) -> torch.Tensor:
-    return layer.base_values_at(idx_bytes.to(layer.base.stored.device))

@@ -56,6 +56,7 @@ def merge(
     config = read_config(adapter)
     ours = config.peft_type == NeuroAdaType.NEUROADA and config.task_type != TaskType.SEQ_CLS
     if not ours or source.has_conv1d:
+        _check_into(into, adapter)
         with new_folder(out, size=2 * source.size, field="--out ") as folder:
             copy_companions(base, folder)
             merge_whole(adapter, base, folder)
@@ -67,8 +68,7 @@ def merge(
     if (quantisation := quantisation_in(contents.config.base_fingerprint)) is not None:
         done = merge_quantised(contents, quantisation, base, out, into=into, verify=verify, progress=progress)
         return _report(out, started, method="NEUROADA", **done)
-    if into == "quantised":
-        raise UserError(f"--into quantised: {adapter} was trained over an unquantised base; leave --into out")
+    _check_into(into, adapter)
     edits: dict[str, Entries | ExpertEntries | Whole] = {}
     parts: dict[str, dict[str, Entries | ExpertEntries]] = {}
     for module in contents.connections:
@@ -108,6 +108,11 @@ def merge(
         base_fingerprint="same" if expected else "not recorded in the adapter",
         verified=verify,
     )
+
+
+def _check_into(into: Into, adapter: Path) -> None:
+    if into == "quantised":
+        raise UserError(f"--into quantised: {adapter} was trained over an unquantised base; leave --into out")
 
 
 def base_of(adapter: Path) -> tuple[str, str | None]:
