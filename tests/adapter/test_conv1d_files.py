@@ -31,6 +31,8 @@ def test_an_adapter_is_merged_and_not_exported(base: Path, tmp_path: Path, targe
     done = merge(tmp_path / "adapter", base, tmp_path / "merged", verify=True)
     assert done["method"] == "NEUROADA" and done["verified"]
     assert logits(GPT2LMHeadModel.from_pretrained(tmp_path / "merged").eval()).equal(logits(tuned))
+    with pytest.raises(UserError, match=r"--into quantised: .* was trained over an unquantised base; leave --into out"):
+        merge(tmp_path / "adapter", base, tmp_path / "again", into="quantised")
     arguments = ["--adapter", str(tmp_path / "adapter"), "--as", "shira", "--out", str(tmp_path / "exported")]
     with pytest.raises(UserError, match="adapts Conv1D layers, which SHiRA does not; use `neuroada merge`"):
         export.main(arguments)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from sync_models import logits
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
@@ -32,11 +33,12 @@ def main() -> None:
     split = [name for name, param in model.named_parameters() if isinstance(param, DTensor)]
     receiver = Receiver(ModelWeights(model))
     version = follow(receiver, FolderTransport(argument["folder"]))
-    found = {"version": version, "split": split, "weights": whole(model), "logits": logits(model)}
+    tensors = {**whole(model), "logits": logits(model)}
     receiver.restore()
     after = whole(model)
-    found["base back"] = all(after[name].equal(base[name]) for name in base)
-    torch.save(found, Path(argument["folder"]) / f"{dist.get_rank()}.pt")
+    found = {"version": version, "split": split, "base back": all(after[name].equal(base[name]) for name in base)}
+    file = Path(argument["folder"]) / f"{dist.get_rank()}.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, {"found": json.dumps(found)})
     dist.barrier()
     os._exit(0)  # at Python's own exit torch's gloo threads abort now and then
 

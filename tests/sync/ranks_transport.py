@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from sync_models import change, logits, plain, tuned
 
 from neuroada.sync import DistributedTransport, ModelWeights, Receiver, Sender, follow, publish
@@ -31,17 +31,18 @@ def main() -> None:
             change(trainer, version)
             assert publish(sender, transport) == version
             if rank == 0:
-                torch.save(logits(trainer), out / f"trainer-{version}.pt")
+                save_file({"logits": logits(trainer)}, out / f"trainer-{version}.safetensors")
     else:
         engine = plain(model)
-        receiver, found = Receiver(ModelWeights(engine)), {"versions": []}
+        receiver, found = Receiver(ModelWeights(engine)), {}
+        versions = []
         for version in range(VERSIONS):
             if rank == 3 and version == 2:
                 engine = plain(model)
                 receiver = Receiver(ModelWeights(engine))
-            found["versions"].append(follow(receiver, transport))
+            versions.append(follow(receiver, transport))
             found[f"logits {version}"] = logits(engine)
-        torch.save(found, out / f"{rank}.pt")
+        save_file(found, out / f"{rank}.safetensors", {"versions": json.dumps(versions)})
     dist.barrier()
     os._exit(0)  # at Python's own exit torch's gloo threads abort now and then
 

@@ -1,10 +1,12 @@
 """Messages through a folder and over torch.distributed, and receivers that were away."""
 
+import json
 from pathlib import Path
 
 import pytest
-import torch
 from distributed_runs import run_ranks
+from safetensors import safe_open
+from safetensors.torch import load_file
 from sync_models import bits, change, logits, plain, same_bits, senders, tuned
 
 from neuroada.sync import FolderTransport, ModelWeights, Receiver, Sender, SyncError, follow, publish
@@ -106,8 +108,9 @@ def test_over_torch_distributed(base_folder: Path, tmp_path: Path) -> None:
     said = run_ranks(4, "sync/ranks_transport.py", {"model": str(base_folder), "out": str(tmp_path)}, tmp_path)
     assert said is not None
     for rank, expected in ((2, [0, 1, 2, 3, 4]), (3, [0, 1, None, 3, 4])):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found["versions"] == expected
+        with safe_open(tmp_path / f"{rank}.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["versions"]) == expected
+        found = load_file(tmp_path / f"{rank}.safetensors")
         for version in (0, 1, 3, 4):
-            trainer = torch.load(tmp_path / f"trainer-{version}.pt", weights_only=True)
+            trainer = load_file(tmp_path / f"trainer-{version}.safetensors")["logits"]
             assert found[f"logits {version}"].equal(trainer)
