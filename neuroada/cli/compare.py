@@ -9,12 +9,12 @@ parameters, or to a number (trainable=3110400).
 --general-text FILE also scores that text by the untrained model and after each run: how much training forgets.
 --validation N keeps 2 x N questions of the training set out of every run: N to choose the rate by, N to test on; over
 own data the recipe's data.validation does, and its loss is what is reported. The rates are tried with the first seed.
-Every run is a fresh process and a folder; the same command goes on where it was.
+--widen goes on trying, by the same factor, where the best rate is the lowest or the highest tried.
+Every run is a fresh process and a folder; the same command goes on where it was. --jobs N has N runs at a time.
 """
 
 import argparse
 import json
-import math
 import shlex
 import sys
 from functools import partial
@@ -24,6 +24,7 @@ from typing import Any
 from neuroada.cli.command import Parser
 from neuroada.comparison.contenders import EXAMPLE, Comparison, Contender, numbers, read_contenders
 from neuroada.comparison.runs import one
+from neuroada.comparison.search import search, visible_gpus
 from neuroada.config.recipe import Recipe, load_recipe
 from neuroada.errors import UserError
 
@@ -48,6 +49,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--general-text", metavar="FILE", help="text to score before and after (.txt; .jsonl with a text a row)"
     )
+    parser.add_argument("--widen", action="store_true", help="try further rates until the best is not at an edge")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time, dealt to the GPUs (1)")
     parser.add_argument("--launcher", default=sys.executable, help="such as 'torchrun --nproc-per-node 8'")
     parser.add_argument("--keep", action="store_true", help="keep every run's checkpoints and whole models")
     parser.add_argument("--json", action="store_true", help="print comparison.json instead of a table")
@@ -64,6 +67,8 @@ def main(argv: list[str]) -> None:
     methods, seeds = read_contenders(args.methods, args.lrs), numbers("--seeds", args.seeds, int)
     if not seeds:
         raise UserError("--seeds: names no seed; give some, such as --seeds 1,2,3")
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: must be at least 1")
     recipe = load_recipe(args.recipe, args.overrides)
     check_held_out(recipe, args)
     if args.general_text:
@@ -74,20 +79,12 @@ def main(argv: list[str]) -> None:
     recipes = [method.recipe(comparison, lr, seed) for method in methods for lr in method.lrs for seed in seeds]
     for method in methods:
         check_method(method.recipe(comparison, method.lrs[0], seeds[0]))
-    chosen: dict[str, dict[str, Any]] = {}
     run_one = partial(one, comparison=comparison, launcher=args.launcher, keep=args.keep)
     base = Contender("base", (), ()).recipe(comparison, recipes[0].optimizer.lr, seeds[0])
     run_one(base.model_copy(update={"output_dir": str(comparison.out / "runs" / "base")}), base=True)
-    for method in methods:
-        tries = {lr: run_one(method.recipe(comparison, lr, seeds[0]))["validation"] for lr in method.lrs}
-        best = min(tries, key=lambda lr: math.inf if tries[lr] is None else tries[lr])
-        if tries[best] is None:
-            raise UserError(
-                f"--methods {method.label}: diverged at every learning rate of {list(tries)}; try lower ones"
-            )
-        chosen[method.label] = {"lr": best, "tries": {f"{lr:g}": tries[lr] for lr in method.lrs}}
-        for seed in seeds[1:]:
-            run_one(method.recipe(comparison, best, seed))
+    # A launcher of several ranks places them itself.
+    gpus = visible_gpus() if args.jobs > 1 and args.launcher == sys.executable else []
+    chosen = search(methods, seeds, comparison, run_one, jobs=args.jobs, gpus=gpus, widen=args.widen)
     command = shlex.join(["neuroada", "compare", *argv])
     conclude(comparison.out, recipes[0], chosen, seeds, command, args)
 

@@ -17,8 +17,13 @@ from neuroada.errors import Preempted, UserError
 from neuroada.files import open_append, read_bytes, write_json
 
 
-def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, base: bool = False) -> dict[str, Any]:
-    """The result of one run: read if it is there, else trained and measured, each in a process of its own."""
+def one(
+    recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, base: bool = False, gpu: str | None = None
+) -> dict[str, Any]:
+    """The result of one run: read if it is there, else trained and measured, each in a process of its own.
+
+    gpu: the one its processes see, as CUDA_VISIBLE_DEVICES names it; None: all that this process sees.
+    """
     folder = Path(recipe.output_dir)
     result_file, asked = folder / "result.json", deciding(recipe, base, comparison.general_text)
     if result_file.is_file():
@@ -35,6 +40,8 @@ def one(recipe: Recipe, comparison: Comparison, launcher: str, *, keep: bool, ba
     recipe.save(folder / "asked.yaml")
     root = str(Path(neuroada.__file__).parents[1])  # a checkout that is not installed
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
     if not base:
         command = [*module(launcher), "neuroada", "train", "--recipe", str(folder / "asked.yaml")]
         trained, said = follow(command, environment, folder / "train.log")

@@ -1,0 +1,118 @@
+"""What a comparison runs: each method tries its learning rates, then runs its seeds at the best; several at a time."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import torch
+
+from neuroada.comparison.contenders import Comparison, Contender
+from neuroada.config.recipe import Recipe
+from neuroada.errors import UserError
+
+WIDENED = 8
+"""Further rates that --widen tries at most: a loss that still falls then is not searching for a rate."""
+
+
+class RunOne(Protocol):
+    """Makes one run in a process of its own, unless it is there, on a GPU if one is named; its result.json."""
+
+    def __call__(self, recipe: Recipe, *, gpu: str | None) -> dict[str, Any]: ...
+
+
+def search(
+    methods: Sequence[Contender],
+    seeds: Sequence[int],
+    comparison: Comparison,
+    run: RunOne,
+    *,
+    jobs: int,
+    gpus: Sequence[str] = (),
+    widen: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Each method's label -> {"lr": the best rate, "tries": {rate: the loss it is chosen by; None: it diverged}}.
+
+    jobs: runs at a time, dealt to `gpus` in turn; of one job a method is finished before the next begins. The first run
+    that fails ends the search when those under way have ended; its error is raised.
+    """
+    if jobs == 1:
+        one_by_one = partial(_run_in_turn, run)
+        return {method.label: _of_method(method, seeds, comparison, one_by_one, widen) for method in methods}
+    free: SimpleQueue[str | None] = SimpleQueue()
+    for job in range(jobs):
+        free.put(gpus[job % len(gpus)] if gpus else None)
+
+    def on_a_free_gpu(recipe: Recipe) -> dict[str, Any]:
+        gpu = free.get()
+        try:
+            return run(recipe, gpu=gpu)
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(jobs) as runs, ThreadPoolExecutor(len(methods)) as searches:
+
+        def run_all(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+            return [future.result() for future in [runs.submit(on_a_free_gpu, recipe) for recipe in recipes]]
+
+        found = {searches.submit(_of_method, method, seeds, comparison, run_all, widen): method for method in methods}
+        try:
+            chosen = {found[done].label: done.result() for done in as_completed(found)}
+        except BaseException:
+            runs.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {method.label: chosen[method.label] for method in methods}
+
+
+def _run_in_turn(run: RunOne, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+    return [run(recipe, gpu=None) for recipe in recipes]
+
+
+def _of_method(
+    method: Contender,
+    seeds: Sequence[int],
+    comparison: Comparison,
+    run_all: Callable[[Sequence[Recipe]], list[dict[str, Any]]],
+    widen: bool,
+) -> dict[str, Any]:
+    tries: dict[float, float | None] = {}
+    rates: Sequence[float] = method.lrs
+    while rates:
+        results = run_all([method.recipe(comparison, lr, seeds[0]) for lr in rates])
+        tries |= {lr: result["validation"] for lr, result in zip(rates, results, strict=True)}
+        further = beyond(tries) if widen and len(tries) < len(method.lrs) + WIDENED else None
+        rates = [] if further is None else [further]
+    best = _best(tries)
+    if tries[best] is None:
+        raise UserError(f"--methods {method.label}: diverged at every learning rate of {list(tries)}; try lower ones")
+    run_all([method.recipe(comparison, best, seed) for seed in seeds[1:]])
+    return {"lr": best, "tries": {f"{lr:g}": tries[lr] for lr in sorted(tries)}}
+
+
+def beyond(tries: dict[float, float | None]) -> float | None:
+    """The next rate on the side where the best is the last one tried, one digit; None where it is between others.
+
+    tries: rate -> loss, None where it diverged. A single rate has no side.
+    """
+    rates, best = sorted(tries), _best(tries)
+    if len(rates) < 2 or best not in (rates[0], rates[-1]):
+        return None
+    if tries[best] is None:  # every one diverged
+        best = rates[0]
+    neighbour = rates[1] if best == rates[0] else rates[-2]
+    return float(f"{best * best / neighbour:.1g}")
+
+
+def _best(tries: dict[float, float | None]) -> float:
+    return min(tries, key=lambda lr: math.inf if (loss := tries[lr]) is None else loss)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; [] without."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [str(number) for number in range(torch.cuda.device_count())]
+    return [name for name in named.split(",") if name]
