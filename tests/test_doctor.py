@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuroada.doctor import CHECKS, Check, Found, NotHere, Place, Report, examine
+from neuroada.doctor import CHECKS, Check, Found, NotHere, Place, Report, examine, training
 from neuroada.doctor.measured import PEAK_FLOPS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "doctor.md"
@@ -115,3 +115,32 @@ def test_a_device_is_known_by_its_whole_name(name: str, flops: float | None, mon
     assert flops is None or flops in PEAK_FLOPS.values()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert peak_flops(torch.device("cuda", 0)) == flops
+
+
+RANKS_OF_A_FAILED_RUN = """\
+W1128 torch/distributed/run.py: setting OMP_NUM_THREADS
+[rank1]: Traceback (most recent call last):
+[rank1]:     t = data.detach().requires_grad_(requires_grad)
+[rank1]: RuntimeError: only Tensors of floating point dtype can require gradients
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+Root Cause (first observed failure):
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "status", "raised", "told"),
+    [
+        (RANKS_OF_A_FAILED_RUN, 1, RuntimeError, "RuntimeError: only Tensors of floating point dtype"),
+        ("killed\n", 137, RuntimeError, "exit status 137: killed"),
+        ("error: engine.name = fsdp2: install torch 2.12\nTraceback\n", 2, NotHere, "^engine.name = fsdp2: install"),
+    ],
+)
+def test_a_failed_launch_tells_what_its_ranks_said(
+    printed: str, status: int, raised: type[Exception], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = subprocess.CompletedProcess([], status, stdout="", stderr=printed)
+    monkeypatch.setattr(training.subprocess, "run", lambda *args, **options: failed)
+    with pytest.raises(raised, match=told):
+        training.launched(tmp_path / "recipe.yaml", 2)

@@ -1,6 +1,7 @@
 """Short trainings of a random 2-layer Llama by the project's own loop: the same curve wherever it runs."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -72,17 +73,27 @@ def _quiet() -> Iterator[None]:
 
 
 def launched(recipe: Path, ranks: int, **environment: str) -> list[float]:
-    """The losses of `ranks` processes that torchrun starts. RuntimeError: the end of what they printed."""
+    """The losses of `ranks` processes that torchrun starts.
+
+    NotHere: they say in one line what this machine lacks. RuntimeError: what failed, of what they printed.
+    """
     inherited = {name: value for name, value in os.environ.items() if name not in (*NUMBERS, "GROUP_RANK")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
                "-m", "neuroada", "train", "--recipe", str(recipe)]  # fmt: skip
     # The watchdog ends ranks that wait for ever; a limit here would leave them behind.
     done = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        lines = done.stderr.splitlines()
-        told = [line for line in lines if line.startswith("error: ")] or lines[-12:]
-        raise RuntimeError(f"exit status {done.returncode}: {' '.join(told)}")
+        if refused := [line for line in done.stderr.splitlines() if line.startswith("error: ")]:
+            raise NotHere(refused[0].removeprefix("error: "))
+        raise RuntimeError(f"exit status {done.returncode}: {what_failed(done.stderr)}")
     return losses(recipe)
+
+
+def what_failed(printed: str) -> str:
+    """The first exception of a rank: the launcher's own report of it comes later; else the end."""
+    lines = printed.splitlines()
+    exceptions = [line for line in lines if re.match(r"(\[rank\d+\]: )?(\w+\.)*\w*(Error|Exception)\b", line)]
+    return " ".join(exceptions[:1] or lines[-12:])
 
 
 class EngineCurve(Check):

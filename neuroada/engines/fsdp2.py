@@ -35,6 +35,11 @@ class Fsdp2Engine:
     strategy = "fsdp2"
 
     def __init__(self, recipe: Recipe) -> None:
+        if torch.__version__ < "2.12":  # every sharded parameter first asks for a gradient there
+            raise UserError(
+                f"engine.name = fsdp2: FSDP2 of torch {torch.__version__} cannot shard integers, the indices; "
+                f"install torch 2.12 or newer, or use engine.name=deepspeed"
+            )
         self.recipe = recipe
         self.rank, self.world_size = rank(), world_size()
         self.shards = recipe.engine.shards(self.world_size)

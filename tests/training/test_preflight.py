@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from neuroada.config.recipe import Recipe, load_recipe
 from neuroada.engines import collectives
+from neuroada.engines.fsdp2 import Fsdp2Engine
 from neuroada.errors import UserError
 from neuroada.training import preflight
 from neuroada.training.checkpoint import find_checkpoint
@@ -147,3 +149,12 @@ def test_a_mistake_that_the_others_never_come_to_hear_is_told(monkeypatch, capsy
     with pytest.raises(RuntimeError), collectives.together(SimpleNamespace(rank=3, world_size=4)):
         raise UserError("model = /nowhere: no such folder")
     assert capsys.readouterr().err == "error: node n2 (rank 3): model = /nowhere: no such folder\n"
+
+
+def test_fsdp2_is_refused_by_a_torch_that_cannot_shard_integers(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0+cu130"))
+    told = r"FSDP2 of torch 2.11.0\+cu130 cannot shard integers, the indices; install torch 2.12 or newer"
+    with pytest.raises(UserError, match=told):
+        Fsdp2Engine(recipe)
