@@ -167,6 +167,10 @@ class Method(ABC):
         """What a parameter is, for a plan: weights, or what the method adds to them (idx, delta, mask)."""
         return "weights"
 
+    def whole_indices(self, model: nn.Module) -> int:
+        """Bytes of indices that are no parameters: every rank holds those of every layer, whatever the engine."""
+        return 0
+
     def base_fingerprint(self, model: nn.Module) -> str | None:
         """A checksum of the base weights that are tuned, for a resumed run to compare; None: the model's name must do.
         Collective."""

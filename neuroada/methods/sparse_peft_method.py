@@ -60,6 +60,9 @@ class SparsePeftMethod(PeftMethod):
             if not indices["default"].is_meta:  # of a plan
                 indices["default"] = indices["default"].to(device)
 
+    def whole_indices(self, model: nn.Module) -> int:
+        return sum(self._indices(layer)["default"].nbytes for layer in self._layers(model))
+
     def save(self, model: nn.Module, folder: Path) -> None:
         peft_model: Any = model
         peft_model.peft_config["default"].base_model_name_or_path = self.recipe.model

@@ -57,6 +57,7 @@ class Step:
 
     accumulating: earlier micro batches left gradients, alive from the start; the timeline has only those it made new.
     trainable: how many trainable parameters, by the method's own count.
+    whole_indices: bytes that every rank holds beside its share of the parameters.
     groups: the parameters gathered together by ZeRO-3 when a module runs; a timeline's group g is
     groups[g % len(groups)].
     """
@@ -66,6 +67,7 @@ class Step:
     groups: list[list[Parameter]]
     accumulating: bool
     trainable: int
+    whole_indices: int = 0
 
 
 def record_step(recipe: Recipe, config: Any, accumulating: bool, method: Method | None = None) -> Step:
@@ -85,7 +87,7 @@ def record_step(recipe: Recipe, config: Any, accumulating: bool, method: Method 
         timeline, groups = _record(recipe, model, method, objective, accumulating)
     if recorded < layers:
         timeline = repeat_middle_layer(timeline, layers, len(groups))
-    return Step(params, timeline, groups, accumulating, method.trainable(full))
+    return Step(params, timeline, groups, accumulating, method.trainable(full), method.whole_indices(full))
 
 
 def _alike(config: Any, params: list[Parameter]) -> bool:

@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from neuroada.config.recipe import Recipe
+from neuroada.methods import make_method
 from neuroada.planning import step as planning_step
 from neuroada.planning.step import record_step
 from neuroada.planning.strategies import STRATEGIES, memory
@@ -92,6 +93,18 @@ def test_a_strategy_cuts_what_it_says():
     offloaded = memory(step, "zero3_offload", 4, options)
     assert offloaded.by_kind["weights"] == offloaded.by_kind["optimizer"] == 0
     assert offloaded.host_bytes > one["weights"] // 4
+
+
+@pytest.mark.parametrize(
+    ("method", "bytes_of_an_entry"), [("shira", 8), ("random_entries", 8), ("supertuning", 4), ("neuroada", 0)]
+)
+def test_indices_that_are_no_parameters_are_whole_on_every_rank(method, bytes_of_an_entry):
+    recipe = tiny_recipe()
+    step = record_step(recipe, tiny_config(4), False, make_method(recipe, method))
+    assert step.whole_indices == bytes_of_an_entry * step.trainable
+    if step.whole_indices:
+        held = {strategy: memory(step, strategy, 4).by_kind["idx"] for strategy in STRATEGIES}
+        assert set(held.values()) == {step.whole_indices}
 
 
 def mixture_config(layers: int, **changed) -> Qwen3MoeConfig:
