@@ -195,7 +195,7 @@ def measure(shape: Shape, device: torch.device) -> Measured:
         raise NotHere(f"{torch.cuda.get_device_name(device)} has no bf16")
     recipe = shape.recipe()
     step = record_step(recipe, shape.config(), accumulating=False)
-    recipe = shape.recipe(rank=_rank_of(step.trainable, recipe, shape))
+    recipe = shape.recipe(rank=rank_of(step.trainable, recipe, shape))
     methods = [Frozen(recipe), *(make_method(recipe, name) for name in ("neuroada", *OTHERS))]
     contenders, peaks, left_out = {}, {}, {}
     for method in methods:
@@ -215,7 +215,7 @@ def measure(shape: Shape, device: torch.device) -> Measured:
     return Measured(peaks, seconds, planned, step_flops(recipe, shape.config(), step), list(left_out.values()))
 
 
-def _rank_of(budget: int, recipe: Recipe, shape: Shape) -> int:
+def rank_of(budget: int, recipe: Recipe, shape: Shape) -> int:
     """The rank at which LoRA trains as many parameters, at least 1."""
 
     def count(fields: dict[str, Any]) -> int:
