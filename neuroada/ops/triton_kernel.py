@@ -53,7 +53,8 @@ def triton_dot_products(dy: torch.Tensor, x: torch.Tensor, idx: torch.Tensor) ->
     connections = min(4, triton.next_power_of_2(k))
     rows = ENTRIES // connections
     grid = (triton.cdiv(out, rows), triton.cdiv(k, connections))
-    _dot_products[grid](
-        dyt, xt, idx.contiguous(), grad, xt.shape[1], out, k, ROWS=rows, CONNECTIONS=connections, TOKENS=TOKENS
-    )
+    with torch.cuda.device_of(x):  # Triton launches on the current GPU: a model may be laid out over several
+        _dot_products[grid](
+            dyt, xt, idx.contiguous(), grad, xt.shape[1], out, k, ROWS=rows, CONNECTIONS=connections, TOKENS=TOKENS
+        )
     return grad
