@@ -8,14 +8,12 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-import torch
-
 from neuroada.comparison.contenders import Comparison, Contender
 from neuroada.config.recipe import Recipe
 from neuroada.errors import UserError
 
 WIDENED = 8
-"""Further rates that --widen tries at most: a loss that still falls then is not searching for a rate."""
+"""Further rates that --widen tries at most: some losses fall with every rate, and a search must end."""
 
 
 class RunOne(Protocol):
@@ -93,9 +91,10 @@ def _of_method(
 
 
 def beyond(tries: dict[float, float | None]) -> float | None:
-    """The next rate on the side where the best is the last one tried, one digit; None where it is between others.
+    """The next rate on the side where the best is the last one tried; None where it is between others.
 
-    tries: rate -> loss, None where it diverged. A single rate has no side.
+    tries: rate -> loss, None where it diverged. A single rate has no side. The next one is rounded to one digit, unless
+    that would lead back: rates may lie close together.
     """
     rates, best = sorted(tries), _best(tries)
     if len(rates) < 2 or best not in (rates[0], rates[-1]):
@@ -103,7 +102,9 @@ def beyond(tries: dict[float, float | None]) -> float | None:
     if tries[best] is None:  # every one diverged
         best = rates[0]
     neighbour = rates[1] if best == rates[0] else rates[-2]
-    return float(f"{best * best / neighbour:.1g}")
+    further = best * best / neighbour
+    rounded = float(f"{further:.1g}")
+    return rounded if (rounded > best) == (further > best) and rounded != best else further
 
 
 def _best(tries: dict[float, float | None]) -> float:
@@ -114,5 +115,7 @@ def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; [] without."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
+        import torch  # seconds, which a wrong argument need not wait for
+
         return [str(number) for number in range(torch.cuda.device_count())]
     return [name for name in named.split(",") if name]

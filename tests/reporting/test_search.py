@@ -92,6 +92,10 @@ def test_beyond() -> None:
     assert beyond({1e-3: 2.0, 3e-3: 1.0}) == 9e-3
     assert beyond({1e-3: 1.0, 3e-3: 2.0, 1e-2: None}) == 3e-4
     assert beyond({1.0: None, 2.0: None}) == 0.5
+    # Rounded to one digit these would be rates that were tried: a search that never ends.
+    assert beyond({1e-3: 2.0, 1.2e-3: 1.0}) == pytest.approx(1.44e-3)
+    assert beyond({1.2e-3: 1.0, 1.3e-3: 2.0}) == 1e-3
+    assert beyond({1e-3: 1.0, 1.01e-3: 2.0}) == pytest.approx(9.9e-4, rel=1e-3)
 
 
 def test_the_gpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
