@@ -67,7 +67,7 @@ class Step:
     groups: list[list[Parameter]]
     accumulating: bool
     trainable: int
-    whole_indices: int = 0
+    whole_indices: int
 
 
 def record_step(recipe: Recipe, config: Any, accumulating: bool, method: Method | None = None) -> Step:

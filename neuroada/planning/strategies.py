@@ -94,7 +94,7 @@ def memory(step: Step, strategy: str, world_size: int, options: dict[str, Any] |
     if offloaded:
         host_bytes = sum(kept.values()) + int(gradients.max())
         kept, gradients = dict.fromkeys(kept, 0), np.zeros_like(gradients)
-    kept["idx"] += step.whole_indices
+    kept["idx"] += step.whole_indices  # which no strategy divides or offloads
     moving = {
         "gradients": gradients + reducing,
         "activations": step.timeline.live(ACTIVATIONS),
