@@ -130,17 +130,17 @@ Root Cause (first observed failure):
 
 
 @pytest.mark.parametrize(
-    ("printed", "status", "raised", "told"),
+    ("printed", "status", "told"),
     [
-        (RANKS_OF_A_FAILED_RUN, 1, RuntimeError, "RuntimeError: only Tensors of floating point dtype"),
-        ("killed\n", 137, RuntimeError, "exit status 137: killed"),
-        ("error: engine.name = fsdp2: install torch 2.12\nTraceback\n", 2, NotHere, "^engine.name = fsdp2: install"),
+        (RANKS_OF_A_FAILED_RUN, 1, "RuntimeError: only Tensors of floating point dtype can require gradients$"),
+        ("killed\n", 137, "^exit status 137: killed$"),
+        ("error: step 3: the gradient norm is nan\nTraceback\n", 2, "^exit status 2: error: step 3: .* norm is nan$"),
     ],
 )
 def test_a_failed_launch_tells_what_its_ranks_said(
-    printed: str, status: int, raised: type[Exception], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    printed: str, status: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = subprocess.CompletedProcess([], status, stdout="", stderr=printed)
     monkeypatch.setattr(training.subprocess, "run", lambda *args, **options: failed)
-    with pytest.raises(raised, match=told):
+    with pytest.raises(RuntimeError, match=told):
         training.launched(tmp_path / "recipe.yaml", 2)

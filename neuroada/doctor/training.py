@@ -73,27 +73,22 @@ def _quiet() -> Iterator[None]:
 
 
 def launched(recipe: Path, ranks: int, **environment: str) -> list[float]:
-    """The losses of `ranks` processes that torchrun starts.
-
-    NotHere: they say in one line what this machine lacks. RuntimeError: what failed, of what they printed.
-    """
+    """The losses of `ranks` processes that torchrun starts. RuntimeError: what failed, of what they printed."""
     inherited = {name: value for name, value in os.environ.items() if name not in (*NUMBERS, "GROUP_RANK")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}",
                "-m", "neuroada", "train", "--recipe", str(recipe)]  # fmt: skip
     # The watchdog ends ranks that wait for ever; a limit here would leave them behind.
     done = subprocess.run(command, env=inherited | environment, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        if refused := [line for line in done.stderr.splitlines() if line.startswith("error: ")]:
-            raise NotHere(refused[0].removeprefix("error: "))
         raise RuntimeError(f"exit status {done.returncode}: {what_failed(done.stderr)}")
     return losses(recipe)
 
 
 def what_failed(printed: str) -> str:
-    """The first exception of a rank: the launcher's own report of it comes later; else the end."""
+    """The ranks' own errors, or the first exception of one: the launcher's report comes later; else the end."""
     lines = printed.splitlines()
     exceptions = [line for line in lines if re.match(r"(\[rank\d+\]: )?(\w+\.)*\w*(Error|Exception)\b", line)]
-    return " ".join(exceptions[:1] or lines[-12:])
+    return " ".join([line for line in lines if line.startswith("error: ")] or exceptions[:1] or lines[-12:])
 
 
 class EngineCurve(Check):
