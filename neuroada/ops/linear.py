@@ -95,11 +95,16 @@ class _InWeightLinear(torch.autograd.Function):
         (dy,) = grads
         kept, stored, idx_bytes, change = ctx.saved_tensors
         dx = dbias = ddelta = None
+        leading = dy.shape[:-1]
+        # Of three dimensions with the strides of attention's gradients, torch would multiply sequence by sequence, on a
+        # CPU with a copy of the weight for each.
+        dy = dy.reshape(leading.numel(), dy.shape[-1])
         with torch.autocast(dy.device.type, enabled=False):  # forward has cast what was to be cast
             if ctx.needs_input_grad[0]:
                 dx = dy @ adapted_weight(stored, idx_bytes, change, ctx.weight_format).to(dy.dtype)
+                dx = dx.view(*leading, dx.shape[-1])
             if ctx.needs_input_grad[2]:
-                dbias = dy.flatten(0, -2).sum(0)
+                dbias = dy.sum(0)
             if ctx.needs_input_grad[4]:
                 if ctx.keeps_entries:
                     columns = torch.arange(change.numel(), device=dy.device).view(change.shape)

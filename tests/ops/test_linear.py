@@ -58,6 +58,17 @@ def test_values_and_gradients_are_those_of_the_dense_form(shape: tuple[int, int,
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("leading", [(), (0, 9), (2, 9), (2, 3, 3)])
+def test_gradients_of_any_leading_dimensions_and_strides(leading: tuple[int, ...]) -> None:
+    """Attention's gradients come transposed: their dimensions before the last do not fold into one."""
+    case = Case(*MANY)
+    case.x = torch.randn(*leading, 7, dtype=torch.float64, requires_grad=True)
+    y, expected = case.run(), case.expected()
+    dy = torch.randn(*leading[::-1], 5, dtype=torch.float64).permute(*range(len(leading))[::-1], -1)
+    for found, wanted in zip(case.gradients(y, dy), case.gradients(expected, dy), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("shape", [FEW, MANY])
 @pytest.mark.parametrize("meanwhile", ["gathered anew", "another adapter ran", "nothing"])
 def test_backward_whatever_became_of_the_weight_since_forward(shape: tuple[int, int, int], meanwhile: str) -> None:
