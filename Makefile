@@ -39,9 +39,10 @@ lint: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One rerun, and it is printed: ranks on a machine that does other work may miss each other's time limits.
+# One rerun, and its error is printed: ranks on a machine that does other work may miss each other's time limits.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long" --durations=15 --reruns 1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not long" --durations=15 \
+		--reruns 1 --rerun-show-tracebacks
 
 test-long: dev models/smollm2-135m/source.json
 	$(BIN)/python -m pytest -m long

@@ -24,7 +24,7 @@ class TinyRuns:
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.model, self.folder = model, folder
-        self.queued: dict[int, list[dict]] = {}
+        self.queued: dict[str, tuple[int, dict]] = {}  # name -> ranks, run
         self.names: set[str] = set()
 
     def add(self, name: str, engine: str, world_size: int, *overrides: str) -> Path:
@@ -35,14 +35,21 @@ class TinyRuns:
         fields = [f"model={self.model}", f"output_dir={output}", f"data_dir={self.folder / 'data'}", *ENGINES[engine],
                   "train.global_batch_size=12", "train.micro_batch_size=1", "train.max_steps=8",
                   "checkpoint.every_steps=4", *overrides]  # fmt: skip
-        self.queued.setdefault(world_size, []).append({"recipe": "tiny_arithmetic", "overrides": fields})
+        self.queued[name] = world_size, {"recipe": "tiny_arithmetic", "overrides": fields}
         return output
 
     def run(self) -> None:
-        """Run what is queued: one group of ranks a world size, its runs one after the other."""
-        for world_size, runs in sorted(self.queued.items()):
-            run_ranks(world_size, "ranks.py", runs, self.folder)
-        self.queued.clear()
+        """Run what is queued: one group of ranks a world size, its runs one after the other. If ranks fail, what did
+        not run stays queued, and a test that is run again may add it again."""
+        for ranks in sorted({ranks for ranks, _ in self.queued.values()}):
+            group = {name: run for name, (size, run) in self.queued.items() if size == ranks}
+            try:
+                run_ranks(ranks, "ranks.py", list(group.values()), self.folder)
+            except BaseException:
+                self.names -= self.queued.keys()
+                raise
+            for name in group:
+                del self.queued[name]
 
 
 def run_ranks(world_size: int, script: str, argument: object, folder: Path, **environment: str) -> str:
