@@ -24,8 +24,9 @@ def summarize(
     """One row a method over its seeds at the rate chosen for it; the base model's row first.
 
     `chosen`: {label: {"lr", "tries": {rate: what it was chosen by, lower is better; None: diverged}}}.
-    A row's "difference" is its held-out losses less the first method's, seed by seed: a seed draws the order of the
-    data (of a classifier also its start and the split) for every method alike, and that part of the spread cancels.
+    A row's "losses" are the held-out ones, in the order of its "seeds"; "difference" is those less the first method's,
+    seed by seed: a seed draws the order of the data (of a classifier also its start and the split) for every method
+    alike, and that part of the spread cancels.
     """
     results = {
         file.parent.relative_to(out / "runs").as_posix(): read_result(file)
@@ -53,6 +54,7 @@ def summarize(
                 "at_the_edge": _at_the_edge(choice),
                 "seeds": list(losses[-1]),
                 "diverged": len(runs) - len(ended),
+                "losses": [*losses[-1].values()],
                 "test": _spread([*losses[-1].values()]),
                 "difference": _spread([losses[-1][seed] - losses[0][seed] for seed in shared]) if rows else None,
                 "accuracy": _accuracies(ended),

@@ -271,6 +271,7 @@ def test_spreads_and_differences_are_of_seeds(tmp_path: Path) -> None:
 
     summary = summarize(tmp_path, chosen, [1, 2, 3], task="t", model="m", command="c")
     first, row = summary["rows"]
+    assert (row["seeds"], row["losses"]) == ([1, 2, 3], [1.0, 2.0, 3.0])
     assert row["test"] == {"mean": 2.0, "deviation": 1.0, "n": 3}
     assert row["accuracy"]["t"]["mean"] == pytest.approx(0.2)
     assert row["at_the_edge"]
