@@ -6,7 +6,7 @@ answer. Both see the generation alone, never the prompt.
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from neuroada.tasks.prompts import COMMONSENSE_TRIGGER
@@ -152,6 +152,17 @@ def sound_letter(generation: str) -> str | None:
 def majority(golds: Sequence[str]) -> float:
     """The accuracy of always giving the most frequent gold answer."""
     return max(Counter(golds).values()) / len(golds)
+
+
+def majority_by_kind(golds: Sequence[str]) -> float:
+    """Of questions of several kinds, whose prompts name the answers to choose from: each kind's most frequent one.
+
+    The kinds are commonsense's: true or false, and each word that the choices number ("solution1", "ending4").
+    """
+    kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for gold in golds:
+        kinds["true or false" if gold in ("true", "false") else gold.rstrip("0123456789")][gold] += 1
+    return sum(max(kind.values()) for kind in kinds.values()) / len(golds)
 
 
 def zero(golds: Sequence[str]) -> float:

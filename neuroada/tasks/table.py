@@ -200,7 +200,9 @@ _ROWS = [
     # Sets to train on; their tests are the tasks of the same suite, and of commonsense_15k also the rest of the set.
     _commonsense("commonsense", _EVERY_CHOICE, "commonsense_170k", None),
     replace(
-        _commonsense("commonsense_15k", _EVERY_CHOICE, "commonsense_15k", "commonsense_15k"), test_split="validation"
+        _commonsense("commonsense_15k", _EVERY_CHOICE, "commonsense_15k", "commonsense_15k"),
+        test_split="validation",
+        baseline=scoring.majority_by_kind,
     ),
     _math("math", "math_10k", None, NUMBER_OR_LETTER),
     _math("math_clean", "math_10k_clean", None, NUMBER_OR_LETTER),  # by `neuroada check-data --clean` math

@@ -54,3 +54,8 @@ def test_baseline_is_the_majority_share_or_nothing():
     assert get_task("AQuA").baseline(["A", "B", "B", "C"]) == 0.5
     assert get_task("gsm8k").baseline(["5.0", "5.0"]) == 0.0
     assert get_task("glue/cola").baseline(["1", "1"]) == 0.0
+
+
+def test_the_baseline_of_the_eight_sets_at_once_knows_which_answers_a_prompt_names():
+    golds = ["true", "true", "false", "solution2", "solution2", "solution1", "ending4", "option1", "answer3", "answer1"]
+    assert get_task("commonsense_15k").baseline(golds) == (2 + 2 + 1 + 1 + 1) / 10
