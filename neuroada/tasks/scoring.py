@@ -155,9 +155,9 @@ def majority(golds: Sequence[str]) -> float:
 
 
 def majority_by_kind(golds: Sequence[str]) -> float:
-    """Of questions of several kinds, whose prompts name the answers to choose from: each kind's most frequent one.
+    """The accuracy of always giving the most frequent gold answer of the kind that a commonsense prompt asks for.
 
-    The kinds are commonsense's: true or false, and each word that the choices number ("solution1", "ending4").
+    The kinds: true or false, and each word that the choices number ("solution1", "ending4"). Of one kind alone, majority.
     """
     kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for gold in golds:

@@ -125,7 +125,7 @@ def _commonsense(name: str, choices: Sequence[str], train_file: str, test_file: 
         sound=Rule(scoring.sound_choice(choices), scoring.same_text),
         max_new_tokens=32,
         answers=one_of(*choices),
-        baseline=scoring.majority,
+        baseline=scoring.majority_by_kind,
         train_file=train_file,
         test_file=test_file,
     )
@@ -200,9 +200,7 @@ _ROWS = [
     # Sets to train on; their tests are the tasks of the same suite, and of commonsense_15k also the rest of the set.
     _commonsense("commonsense", _EVERY_CHOICE, "commonsense_170k", None),
     replace(
-        _commonsense("commonsense_15k", _EVERY_CHOICE, "commonsense_15k", "commonsense_15k"),
-        test_split="validation",
-        baseline=scoring.majority_by_kind,
+        _commonsense("commonsense_15k", _EVERY_CHOICE, "commonsense_15k", "commonsense_15k"), test_split="validation"
     ),
     _math("math", "math_10k", None, NUMBER_OR_LETTER),
     _math("math_clean", "math_10k_clean", None, NUMBER_OR_LETTER),  # by `neuroada check-data --clean` math
