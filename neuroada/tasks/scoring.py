@@ -157,7 +157,7 @@ def majority(golds: Sequence[str]) -> float:
 def majority_by_kind(golds: Sequence[str]) -> float:
     """The accuracy of always giving the most frequent gold answer of the kind that a commonsense prompt asks for.
 
-    The kinds: true or false, and each word that the choices number ("solution1", "ending4"). Of one kind alone, majority.
+    The kinds: true or false, and each word that the choices number ("solution1", "ending4"). Of one kind: `majority`.
     """
     kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for gold in golds:
