@@ -164,7 +164,8 @@ class Train(Section):
     activation_checkpointing: bool = Field(default=False, description="less memory for about a third more computation")
     log_every: Positive = Field(default=1, description="steps from one line of metrics.jsonl to the next")
     step_timeout_minutes: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
-        default=30, description="of one step, and of the start: then the job ends instead of waiting for a lost rank"
+        default=30,
+        description="of one step, pass of a selection, and start: then the job ends instead of waiting for a lost rank",
     )
 
     @property

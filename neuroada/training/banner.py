@@ -51,7 +51,7 @@ def describe(
     print("\n".join(f"{name:11} {text}" for name, text in lines.items()), flush=True)
 
 
-def describe_time(seconds: float, steps: int) -> None:
-    """Print the block's last line, once a step has been timed: `steps` are left, the last took `seconds`."""
-    left = timedelta(seconds=math.ceil(seconds * steps))
-    print(f"{'time':11} about {left} (hours:minutes:seconds) for the {steps} steps left", flush=True)
+def describe_time(seconds: float, left: int, what: str) -> None:
+    """Print how long the rest takes, once one of `what` ("steps") has been timed at `seconds`: `left` are left."""
+    duration = timedelta(seconds=math.ceil(seconds * left))
+    print(f"{'time':11} about {duration} (hours:minutes:seconds) for the {left} {what} left", flush=True)

@@ -31,29 +31,36 @@ class ExampleCalibration:
             )
         self.examples = examples if wanted == "all" else wanted
 
-    def on(self, engine: Engine, model: nn.Module) -> "ExampleCalibration":
-        """The loaded model that the passes are to run on."""
-        self.engine, self.model = engine, model
+    def on(self, engine: Engine, model: nn.Module, before_pass: Callable[[int, int], None]) -> "ExampleCalibration":
+        """The loaded model that the passes are to run on.
+
+        before_pass: called on every rank with a pass's number, from 0, and the number of passes, before each of them.
+        """
+        self.engine, self.model, self.before_pass = engine, model, before_pass
         return self
 
     def forwards(self) -> list[Callable[[], object]]:
-        return [partial(self._forward, chosen) for chosen in self._passes()]
+        return self._passes(self._forward)
 
     def backwards(self) -> list[Callable[[], object]]:
-        batch = self.objective.batch(0, self.examples)
-        return [partial(self._backward, chosen, batch, number) for number, chosen in enumerate(self._passes())]
+        return self._passes(self._backward)
 
-    def _passes(self) -> list[np.ndarray]:
+    def _passes(self, run: Callable[[np.ndarray, np.ndarray, int], None]) -> list[Callable[[], object]]:
         batch = self.objective.batch(0, self.examples)
-        return list(share(batch, self.objective.data.lengths, rank=0, world_size=1, micro=PASS))
+        passes = list(share(batch, self.objective.data.lengths, rank=0, world_size=1, micro=PASS))
 
-    def _forward(self, chosen: np.ndarray) -> None:
+        def one(number: int, chosen: np.ndarray) -> None:
+            self.before_pass(number, len(passes))
+            run(chosen, batch, number)
+            self.engine.release()
+
+        return [partial(one, number, chosen) for number, chosen in enumerate(passes)]
+
+    def _forward(self, chosen: np.ndarray, batch: np.ndarray, number: int) -> None:
         with evaluating(self.model):
             self.objective.loss(self.model, chosen, chosen, self.engine.device)
-        self.engine.release()
 
     def _backward(self, chosen: np.ndarray, batch: np.ndarray, number: int) -> None:
         torch.manual_seed(hash((self.seed, number)) & 0x7FFF_FFFF)  # of dropout, the same on every rank
         # Not through the engine, which would count this pass as a part of a step.
         self.objective.loss(self.model, chosen, batch, self.engine.device).backward()
-        self.engine.release()

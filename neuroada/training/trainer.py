@@ -131,7 +131,21 @@ class Trainer:
             cast(Any, self.model).gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
         engine.start(self.model, micro_batches)
-        self.method.choose(engine, self.model, self.calibration.on(engine, self.model))
+        self.method.choose(engine, self.model, self.calibration.on(engine, self.model, self._before_selection_pass))
+        self.watchdog.watch("the start")
+
+    def _before_selection_pass(self, number: int, passes: int) -> None:
+        """Choosing connections by a whole training set takes as long as training on it: each pass is as a step."""
+        self.watchdog.watch(f"pass {number + 1} of {passes} of the selection")
+        if self.stop.agreed(self.engine):
+            raise Preempted(
+                f"stopped before pass {number + 1} of {passes} of the selection; run the same command again"
+            )
+        now = time.perf_counter()
+        if number == 0:
+            self.selecting_since = now
+        elif number == 3 and self.engine.rank == 0:
+            describe_time((now - self.selecting_since) / number, passes - number, "passes of the selection")
 
     def resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the steps that are done. Collective."""
@@ -171,7 +185,7 @@ class Trainer:
             if metrics is not None:
                 metrics.log(done, loss, lr, norm, tokens, time.perf_counter() - started)
                 if done == remaining.start + 3:  # the first ones also compile and allocate
-                    describe_time(time.perf_counter() - started, steps - done)
+                    describe_time(time.perf_counter() - started, steps - done, "steps")
             # Before the checkpoint, so that a run that resumes there has it behind itself.
             if self.validation is not None and self.validation.due(done, steps):
                 if self.validation.improved(self.model, done):

@@ -32,8 +32,10 @@ class Thirty:
 def test_every_example_is_in_one_pass(wanted: str, examples: int) -> None:
     recipe = load_recipe("tiny_arithmetic", ["adapter.selection=gradient", f"adapter.calibration_examples={wanted}"])
     objective, engine = Thirty(), SimpleNamespace(device=None, release=lambda: None)
-    for backward in ExampleCalibration(recipe, objective).on(engine, None).backwards():
+    told: list[tuple[int, int]] = []
+    for backward in ExampleCalibration(recipe, objective).on(engine, None, lambda *at: told.append(at)).backwards():
         backward()
+    assert told == [(number, len(objective.seen)) for number in range(len(objective.seen))]
     assert all(len(part) <= PASS for part in objective.seen)
     assert sorted(np.concatenate(objective.seen)) == list(range(examples))
 

@@ -12,7 +12,9 @@ import pytest
 from distributed_runs import assert_same_curve, losses
 
 from neuroada.config.recipe import load_recipe
-from neuroada.training.signals import SIGNALS
+from neuroada.engines.watchdog import Watchdog
+from neuroada.errors import Preempted
+from neuroada.training.signals import SIGNALS, StopRequest
 from neuroada.training.trainer import train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -95,6 +97,30 @@ def test_a_signal_to_one_rank_stops_all_with_75_and_the_next_start_goes_on(tiny:
                 process.communicate(timeout=600)
                 assert process.returncode == 0
     assert_same_curve(losses(tmp_path / "run"), losses(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("selection", ["gradient", "wanda"])
+def test_a_signal_while_connections_are_chosen(
+    selection: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Over a whole training set that takes hours: it is no part of the start, and waits for no step to stop at."""
+    overrides = [f"adapter.selection={selection}", "adapter.calibration_examples=40", "train.max_steps=1"]
+    places = [f"model={tiny}", f"output_dir={tmp_path / 'run'}", f"data_dir={tmp_path / 'data'}", "engine.name=single"]
+    recipe = load_recipe("tiny_arithmetic", [*places, *overrides])
+    watched: list[str | None] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Watchdog, "watch", lambda self, what: watched.append(what))
+        stop = StopRequest()
+        patch.setattr(stop, "agreed", lambda engine: watched[-1] == "pass 5 of 5 of the selection")
+        with pytest.raises(Preempted, match="stopped before pass 5 of 5 of the selection"):
+            train(recipe, stop)
+        stop.close()
+    passes = [what for what in watched if what is not None and what.startswith("pass")]
+    assert passes == [f"pass {number} of 5 of the selection" for number in range(1, 6)]
+    assert "for the 2 passes of the selection left" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "selection.safetensors").exists()
+    train(recipe)
+    assert (tmp_path / "run" / "selection.safetensors").exists()
 
 
 def test_the_process_has_its_own_handlers_back(tiny: Path, tmp_path: Path) -> None:
