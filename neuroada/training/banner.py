@@ -4,6 +4,7 @@ import math
 import shutil
 from datetime import timedelta
 
+import torch
 from torch import nn
 
 from neuroada import sharding
@@ -48,6 +49,8 @@ def describe(
         f"{format_bytes(shutil.disk_usage(recipe.output_dir).free)} free",
         "code": f"neuroada {code_version()}, torch {library_version('torch')}",
     }
+    if train.dtype == "bf16" and engine.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        lines["slow"] = "this CPU has no instructions for bf16: train.dtype=fp32 is several times faster"
     print("\n".join(f"{name:11} {text}" for name, text in lines.items()), flush=True)
 
 
