@@ -78,15 +78,17 @@ def _of_method(
 ) -> dict[str, Any]:
     tries: dict[float, float | None] = {}
     rates: Sequence[float] = method.lrs
+    # Where there is no rate to choose, no seed waits for the first.
+    at_once = seeds if len(rates) == 1 else seeds[:1]
     while rates:
-        results = run_all([method.recipe(comparison, lr, seeds[0]) for lr in rates])
-        tries |= {lr: result["validation"] for lr, result in zip(rates, results, strict=True)}
+        results = run_all([method.recipe(comparison, lr, seed) for lr in rates for seed in at_once])
+        tries |= {lr: result["validation"] for lr, result in zip(rates, results[:: len(at_once)], strict=True)}
         further = beyond(tries) if widen and len(tries) < len(method.lrs) + WIDENED else None
         rates = [] if further is None else [further]
     best = _best(tries)
     if tries[best] is None:
         raise UserError(f"--methods {method.label}: diverged at every learning rate of {list(tries)}; try lower ones")
-    run_all([method.recipe(comparison, best, seed) for seed in seeds[1:]])
+    run_all([method.recipe(comparison, best, seed) for seed in seeds[len(at_once) :]])
     return {"lr": best, "tries": {f"{lr:g}": tries[lr] for lr in sorted(tries)}}
 
 

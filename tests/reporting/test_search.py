@@ -63,6 +63,12 @@ def test_several_jobs_choose_the_same_and_share_the_gpus(tmp_path: Path) -> None
     assert {run[3] for run in several.made} == {"2", "3"}
 
 
+def test_seeds_of_a_single_rate_run_at_once(tmp_path: Path) -> None:
+    runs, chosen = compared(tmp_path, "neuroada@1e-2", jobs=2, widen=True)
+    assert runs.most == 2 and sorted(run[2] for run in runs.made) == [1, 2]
+    assert chosen["neuroada"] == {"lr": 1e-2, "tries": {"0.01": pytest.approx(math.log(3))}}
+
+
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_failed_run_ends_the_search(tmp_path: Path, jobs: int) -> None:
     with pytest.raises(UserError, match=r"--methods lora: diverged at every learning rate of \[0.6, 0.7\]"):
