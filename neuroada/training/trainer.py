@@ -188,11 +188,13 @@ class Trainer:
                     describe_time(time.perf_counter() - started, steps - done, "steps")
             # Before the checkpoint, so that a run that resumes there has it behind itself.
             if self.validation is not None and self.validation.due(done, steps):
+                self.watchdog.watch(f"the validation after step {done}")
                 if self.validation.improved(self.model, done):
                     self.save()
                 self.validation.record()
             stopping = self.stop.agreed(engine)
-            if stopping or done % recipe.checkpoint.every_steps == 0 or done == steps:
+            last = done == steps or (self.validation is not None and self.validation.exhausted())
+            if stopping or last or done % recipe.checkpoint.every_steps == 0:
                 save_checkpoint(engine, self.model, recipe, done, self.identity)
             if stopping and done < steps:
                 raise Preempted(f"stopped at step {done} of {steps}, checkpoint saved; run the same command to go on")
