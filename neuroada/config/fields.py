@@ -165,7 +165,7 @@ class Train(Section):
     log_every: Positive = Field(default=1, description="steps from one line of metrics.jsonl to the next")
     step_timeout_minutes: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         default=30,
-        description="of a step, validation, selection's pass, the start: the job then ends and waits for no lost rank",
+        description="of a step, validation, selection pass or the start; then the job ends: a rank is probably lost",
     )
 
     @property

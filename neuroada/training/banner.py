@@ -50,7 +50,7 @@ def describe(
         "code": f"neuroada {code_version()}, torch {library_version('torch')}",
     }
     if train.dtype == "bf16" and engine.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        lines["slow"] = "this CPU has no instructions for bf16: train.dtype=fp32 is several times faster"
+        lines["slow"] = "torch has only AVX2 on this CPU, where bf16 is several times slower than train.dtype=fp32"
     print("\n".join(f"{name:11} {text}" for name, text in lines.items()), flush=True)
 
 
