@@ -81,10 +81,10 @@ def main(argv: list[str]) -> None:
         check_method(method.recipe(comparison, method.lrs[0], seeds[0]))
     run_one = partial(one, comparison=comparison, launcher=args.launcher, keep=args.keep)
     base = Contender("base", (), ()).recipe(comparison, recipes[0].optimizer.lr, seeds[0])
-    run_one(base.model_copy(update={"output_dir": str(comparison.out / "runs" / "base")}), base=True)
+    base = base.model_copy(update={"output_dir": str(comparison.out / "runs" / "base")})
     # A launcher of several ranks places them itself.
     gpus = visible_gpus() if args.jobs > 1 and args.launcher == sys.executable else []
-    chosen = search(methods, seeds, comparison, run_one, jobs=args.jobs, gpus=gpus, widen=args.widen)
+    chosen = search(base, methods, seeds, comparison, run_one, jobs=args.jobs, gpus=gpus, widen=args.widen)
     command = shlex.join(["neuroada", "compare", *argv])
     conclude(comparison.out, recipes[0], chosen, seeds, command, args)
 

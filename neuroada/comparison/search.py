@@ -1,9 +1,9 @@
-"""What a comparison runs: each method tries its learning rates, then runs its seeds at the best; several at a time."""
+"""What a comparison runs: the untrained model, each method's learning rates, its seeds at the best; some at a time."""
 
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -17,12 +17,16 @@ WIDENED = 8
 
 
 class RunOne(Protocol):
-    """Makes one run in a process of its own, unless it is there, on a GPU if one is named; its result.json."""
+    """Makes one run in a process of its own, unless it is there, on a GPU if one is named; its result.json.
 
-    def __call__(self, recipe: Recipe, *, gpu: str | None) -> dict[str, Any]: ...
+    base: the untrained model is measured, nothing trained.
+    """
+
+    def __call__(self, recipe: Recipe, *, gpu: str | None, base: bool = False) -> dict[str, Any]: ...
 
 
 def search(
+    base: Recipe,
     methods: Sequence[Contender],
     seeds: Sequence[int],
     comparison: Comparison,
@@ -34,20 +38,22 @@ def search(
 ) -> dict[str, dict[str, Any]]:
     """Each method's label -> {"lr": the best rate, "tries": {rate: the loss it is chosen by; None: it diverged}}.
 
-    jobs: runs at a time, dealt to `gpus` in turn; of one job a method is finished before the next begins. The first run
-    that fails ends the search when those under way have ended; its error is raised.
+    base: of the untrained model, which is measured first. jobs: runs at a time, dealt to `gpus` in turn; of one job a
+    method is finished before the next begins. The first run that fails ends the search when those under way have ended;
+    its error is raised.
     """
     if jobs == 1:
+        run(base, gpu=None, base=True)
         one_by_one = partial(_run_in_turn, run)
         return {method.label: _of_method(method, seeds, comparison, one_by_one, widen) for method in methods}
     free: SimpleQueue[str | None] = SimpleQueue()
     for job in range(jobs):
         free.put(gpus[job % len(gpus)] if gpus else None)
 
-    def on_a_free_gpu(recipe: Recipe) -> dict[str, Any]:
+    def on_a_free_gpu(recipe: Recipe, *, base: bool = False) -> dict[str, Any]:
         gpu = free.get()
         try:
-            return run(recipe, gpu=gpu)
+            return run(recipe, gpu=gpu, base=base)
         finally:
             free.put(gpu)
 
@@ -56,13 +62,18 @@ def search(
         def run_all(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
             return [future.result() for future in [runs.submit(on_a_free_gpu, recipe) for recipe in recipes]]
 
-        found = {searches.submit(_of_method, method, seeds, comparison, run_all, widen): method for method in methods}
+        untrained = runs.submit(on_a_free_gpu, base, base=True)
+        chosen = {
+            method.label: searches.submit(_of_method, method, seeds, comparison, run_all, widen) for method in methods
+        }
+        everything: list[Future[dict[str, Any]]] = [untrained, *chosen.values()]
         try:
-            chosen = {found[done].label: done.result() for done in as_completed(found)}
+            for done in as_completed(everything):
+                done.result()
         except BaseException:
             runs.shutdown(wait=False, cancel_futures=True)
             raise
-    return {method.label: chosen[method.label] for method in methods}
+    return {label: done.result() for label, done in chosen.items()}
 
 
 def _run_in_turn(run: RunOne, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:

@@ -15,17 +15,17 @@ from neuroada.errors import UserError
 
 
 class Runs:
-    """Runs whose loss is lowest at a rate of 3e-2, and diverges above 0.5."""
+    """Runs whose loss is lowest at a rate of 3e-2, and diverges above 0.5; the untrained model's is noted as "base"."""
 
     def __init__(self) -> None:
         self.made: list[tuple[str, float, int, str | None]] = []
         self.now = self.most = 0
         self.lock = threading.Lock()
 
-    def __call__(self, recipe: Recipe, *, gpu: str | None) -> dict[str, Any]:
+    def __call__(self, recipe: Recipe, *, gpu: str | None, base: bool = False) -> dict[str, Any]:
         lr = recipe.optimizer.lr
         with self.lock:
-            self.made.append((recipe.adapter.method, lr, recipe.train.seed, gpu))
+            self.made.append(("base" if base else recipe.adapter.method, lr, recipe.train.seed, gpu))
             self.now += 1
             self.most = max(self.most, self.now)
         time.sleep(0.05)
@@ -36,13 +36,14 @@ class Runs:
 
 def compared(tmp_path: Path, *methods: str, **options: Any) -> tuple[Runs, dict[str, dict[str, Any]]]:
     runs = Runs()
-    comparison = Comparison("tiny_arithmetic", (), 0, tmp_path)
-    return runs, search(read_contenders(list(methods), ""), [1, 2], comparison, runs, **options)
+    comparison, contenders = Comparison("tiny_arithmetic", (), 0, tmp_path), read_contenders(list(methods), "")
+    return runs, search(contenders[0].recipe(comparison, 0.1, 0), contenders, [1, 2], comparison, runs, **options)
 
 
 def test_one_job_finishes_a_method_before_the_next(tmp_path: Path) -> None:
     runs, chosen = compared(tmp_path, "neuroada@1e-2,3e-2", "lora@1e-3,1e-2", jobs=1)
     assert runs.made == [
+        ("base", 0.1, 0, None),
         ("neuroada", 1e-2, 1, None),
         ("neuroada", 3e-2, 1, None),
         ("neuroada", 3e-2, 2, None),
@@ -60,12 +61,13 @@ def test_several_jobs_choose_the_same_and_share_the_gpus(tmp_path: Path) -> None
     assert same == chosen and list(same) == list(chosen)
     assert sorted(run[:3] for run in several.made) == sorted(run[:3] for run in one.made)
     assert one.most == 1 and several.most == 4
+    assert several.made[0][0] == "base"
     assert {run[3] for run in several.made} == {"2", "3"}
 
 
 def test_seeds_of_a_single_rate_run_at_once(tmp_path: Path) -> None:
     runs, chosen = compared(tmp_path, "neuroada@1e-2", jobs=2, widen=True)
-    assert runs.most == 2 and sorted(run[2] for run in runs.made) == [1, 2]
+    assert runs.most == 2 and sorted(run[2] for run in runs.made if run[0] != "base") == [1, 2]
     assert chosen["neuroada"] == {"lr": 1e-2, "tries": {"0.01": pytest.approx(math.log(3))}}
 
 
@@ -73,6 +75,33 @@ def test_seeds_of_a_single_rate_run_at_once(tmp_path: Path) -> None:
 def test_a_failed_run_ends_the_search(tmp_path: Path, jobs: int) -> None:
     with pytest.raises(UserError, match=r"--methods lora: diverged at every learning rate of \[0.6, 0.7\]"):
         compared(tmp_path, "lora@0.6,0.7", "neuroada@1e-2,3e-2", jobs=jobs)
+
+
+def test_nothing_waits_for_the_untrained_model(tmp_path: Path) -> None:
+    """Of several jobs: scoring it on all tasks may take as long as a run."""
+    trained = threading.Event()
+
+    def run(recipe: Recipe, *, gpu: str | None, base: bool = False) -> dict[str, Any]:
+        if base:
+            assert trained.wait(timeout=60)
+        else:
+            trained.set()
+        return {"validation": 1.0}
+
+    contenders, comparison = read_contenders(["neuroada@1e-2"], ""), Comparison("tiny_arithmetic", (), 0, tmp_path)
+    search(contenders[0].recipe(comparison, 1e-2, 1), contenders, [1], comparison, run, jobs=2)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_an_untrained_model_that_cannot_be_measured_ends_the_search(tmp_path: Path, jobs: int) -> None:
+    def run(recipe: Recipe, *, gpu: str | None, base: bool = False) -> dict[str, Any]:
+        if base:
+            raise UserError("model: cannot be read")
+        return {"validation": 1.0}
+
+    contenders, comparison = read_contenders(["neuroada@1e-2"], ""), Comparison("tiny_arithmetic", (), 0, tmp_path)
+    with pytest.raises(UserError, match="model: cannot be read"):
+        search(contenders[0].recipe(comparison, 1e-2, 1), contenders, [1], comparison, run, jobs=jobs)
 
 
 def test_widening_tries_until_the_best_rate_is_between_others(tmp_path: Path) -> None:
@@ -84,11 +113,12 @@ def test_widening_tries_until_the_best_rate_is_between_others(tmp_path: Path) ->
 
 
 def test_widening_ends_where_every_further_rate_is_better(tmp_path: Path) -> None:
-    def run(recipe: Recipe, *, gpu: str | None) -> dict[str, Any]:
+    def run(recipe: Recipe, *, gpu: str | None, base: bool = False) -> dict[str, Any]:
         return {"validation": recipe.optimizer.lr}
 
-    methods = read_contenders(["neuroada@1e-3,2e-3"], "")
-    tries = search(methods, [1], Comparison("tiny_arithmetic", (), 0, tmp_path), run, jobs=1, widen=True)
+    contenders, comparison = read_contenders(["neuroada@1e-3,2e-3"], ""), Comparison("tiny_arithmetic", (), 0, tmp_path)
+    base = contenders[0].recipe(comparison, 1e-3, 1)
+    tries = search(base, contenders, [1], comparison, run, jobs=1, widen=True)
     assert len(tries["neuroada"]["tries"]) == 2 + WIDENED
 
 
