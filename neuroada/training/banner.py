@@ -55,6 +55,6 @@ def describe(
 
 
 def describe_time(seconds: float, left: int, what: str) -> None:
-    """Print how long the rest takes, once one of `what` ("steps") has been timed at `seconds`: `left` are left."""
-    duration = timedelta(seconds=math.ceil(seconds * left))
+    """Print that the `left` of `what` ("steps") that are left take about `seconds`."""
+    duration = timedelta(seconds=math.ceil(seconds))
     print(f"{'time':11} about {duration} (hours:minutes:seconds) for the {left} {what} left", flush=True)

@@ -31,10 +31,13 @@ class ExampleCalibration:
             )
         self.examples = examples if wanted == "all" else wanted
 
-    def on(self, engine: Engine, model: nn.Module, before_pass: Callable[[int, int], None]) -> "ExampleCalibration":
+    def on(
+        self, engine: Engine, model: nn.Module, before_pass: Callable[[int, int, float], None]
+    ) -> "ExampleCalibration":
         """The loaded model that the passes are to run on.
 
-        before_pass: called on every rank with a pass's number, from 0, and the number of passes, before each of them.
+        before_pass: called on every rank before each pass with its number, from 0, the number of passes, and the share
+        of all their tokens that is done: 0 to 1.
         """
         self.engine, self.model, self.before_pass = engine, model, before_pass
         return self
@@ -46,11 +49,13 @@ class ExampleCalibration:
         return self._passes(self._backward)
 
     def _passes(self, run: Callable[[np.ndarray, np.ndarray, int], None]) -> list[Callable[[], object]]:
-        batch = self.objective.batch(0, self.examples)
-        passes = list(share(batch, self.objective.data.lengths, rank=0, world_size=1, micro=PASS))
+        batch, lengths = self.objective.batch(0, self.examples), self.objective.data.lengths
+        # The longest first: what does not fit into memory fails at once, and the time that is left is told from them.
+        passes = list(share(batch, lengths, rank=0, world_size=1, micro=PASS))[::-1]
+        tokens = np.cumsum([0, *(lengths[chosen].sum() for chosen in passes)])
 
         def one(number: int, chosen: np.ndarray) -> None:
-            self.before_pass(number, len(passes))
+            self.before_pass(number, len(passes), float(tokens[number] / tokens[-1]))
             run(chosen, batch, number)
             self.engine.release()
 

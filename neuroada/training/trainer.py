@@ -134,8 +134,12 @@ class Trainer:
         self.method.choose(engine, self.model, self.calibration.on(engine, self.model, self._before_selection_pass))
         self.watchdog.watch("the start")
 
-    def _before_selection_pass(self, number: int, passes: int) -> None:
-        """Choosing connections by a whole training set takes as long as training on it: each pass is as a step."""
+    def _before_selection_pass(self, number: int, passes: int, done: float) -> None:
+        """Choosing connections by a whole training set takes as long as training on it: each pass is as a step.
+
+        The time left is told after three passes, and anew whenever it has taken four times as long: a short pass takes
+        longer than its tokens' share.
+        """
         self.watchdog.watch(f"pass {number + 1} of {passes} of the selection")
         if self.stop.agreed(self.engine):
             raise Preempted(
@@ -143,9 +147,11 @@ class Trainer:
             )
         now = time.perf_counter()
         if number == 0:
-            self.selecting_since = now
-        elif number == 3 and self.engine.rank == 0:
-            describe_time((now - self.selecting_since) / number, passes - number, "passes of the selection")
+            self.selecting_since, self.told_after = now, 0.0
+        took = now - self.selecting_since
+        if number >= 3 and took >= 4 * self.told_after and self.engine.rank == 0:
+            describe_time(took / done * (1 - done), passes - number, "passes of the selection")
+            self.told_after = took
 
     def resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the steps that are done. Collective."""
@@ -185,7 +191,7 @@ class Trainer:
             if metrics is not None:
                 metrics.log(done, loss, lr, norm, tokens, time.perf_counter() - started)
                 if done == remaining.start + 3:  # the first ones also compile and allocate
-                    describe_time(time.perf_counter() - started, steps - done, "steps")
+                    describe_time((time.perf_counter() - started) * (steps - done), steps - done, "steps")
             # Before the checkpoint, so that a run that resumes there has it behind itself.
             if self.validation is not None and self.validation.due(done, steps):
                 self.watchdog.watch(f"the validation after step {done}")

@@ -32,10 +32,14 @@ class Thirty:
 def test_every_example_is_in_one_pass(wanted: str, examples: int) -> None:
     recipe = load_recipe("tiny_arithmetic", ["adapter.selection=gradient", f"adapter.calibration_examples={wanted}"])
     objective, engine = Thirty(), SimpleNamespace(device=None, release=lambda: None)
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, float]] = []
     for backward in ExampleCalibration(recipe, objective).on(engine, None, lambda *at: told.append(at)).backwards():
         backward()
-    assert told == [(number, len(objective.seen)) for number in range(len(objective.seen))]
+    passes, lengths = len(objective.seen), [int(objective.data.lengths[part].sum()) for part in objective.seen]
+    done = [sum(lengths[:number]) / sum(lengths) for number in range(passes)]
+    assert told == [(number, passes, pytest.approx(done[number])) for number in range(passes)]
+    longest = [int(objective.data.lengths[part].max()) for part in objective.seen]
+    assert longest == sorted(longest, reverse=True)
     assert all(len(part) <= PASS for part in objective.seen)
     assert sorted(np.concatenate(objective.seen)) == list(range(examples))
 
