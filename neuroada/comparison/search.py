@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ class RunOne(Protocol):
 
 
 def search(
-    base: Recipe,
+    untrained: Recipe,
     methods: Sequence[Contender],
     seeds: Sequence[int],
     comparison: Comparison,
@@ -38,12 +38,12 @@ def search(
 ) -> dict[str, dict[str, Any]]:
     """Each method's label -> {"lr": the best rate, "tries": {rate: the loss it is chosen by; None: it diverged}}.
 
-    base: of the untrained model, which is measured first. jobs: runs at a time, dealt to `gpus` in turn; of one job a
+    untrained: of the model as it is, measured first. jobs: runs at a time, dealt to `gpus` in turn; of one job a
     method is finished before the next begins. The first run that fails ends the search when those under way have ended;
     its error is raised.
     """
     if jobs == 1:
-        run(base, gpu=None, base=True)
+        run(untrained, gpu=None, base=True)
         one_by_one = partial(_run_in_turn, run)
         return {method.label: _of_method(method, seeds, comparison, one_by_one, widen) for method in methods}
     free: SimpleQueue[str | None] = SimpleQueue()
@@ -62,13 +62,12 @@ def search(
         def run_all(recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
             return [future.result() for future in [runs.submit(on_a_free_gpu, recipe) for recipe in recipes]]
 
-        untrained = runs.submit(on_a_free_gpu, base, base=True)
+        measured = runs.submit(on_a_free_gpu, untrained, base=True)
         chosen = {
             method.label: searches.submit(_of_method, method, seeds, comparison, run_all, widen) for method in methods
         }
-        everything: list[Future[dict[str, Any]]] = [untrained, *chosen.values()]
         try:
-            for done in as_completed(everything):
+            for done in as_completed([measured, *chosen.values()]):
                 done.result()
         except BaseException:
             runs.shutdown(wait=False, cancel_futures=True)

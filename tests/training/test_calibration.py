@@ -11,6 +11,7 @@ from neuroada.config.fields import Adapter
 from neuroada.config.recipe import load_recipe
 from neuroada.errors import UserError
 from neuroada.training.calibration import PASS, ExampleCalibration
+from neuroada.training.trainer import Trainer
 
 
 class Thirty:
@@ -52,3 +53,17 @@ def test_more_examples_than_there_are() -> None:
     fields = ["adapter.selection=gradient", "adapter.calibration_examples=31"]
     with pytest.raises(UserError, match="calibration_examples = 31: the training set has 30; use all"):
         ExampleCalibration(load_recipe("tiny_arithmetic", fields), Thirty())
+
+
+def test_the_time_left_is_told_from_tokens_and_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twenty passes of a second, the long ones first: told after three seconds, and again after twelve."""
+    trainer = Trainer.__new__(Trainer)
+    trainer.watchdog, trainer.engine = SimpleNamespace(watch=lambda what: None), SimpleNamespace(rank=0)
+    trainer.stop = SimpleNamespace(agreed=lambda engine: False)
+    for number in range(20):
+        monkeypatch.setattr("neuroada.training.trainer.time.perf_counter", lambda now=number: 100.0 + now)
+        trainer._before_selection_pass(number, 20, number / 15 if number < 12 else 0.8 + (number - 12) / 40)
+    told = [line for line in capsys.readouterr().out.splitlines() if "passes of the selection left" in line]
+    assert [line.split()[2] for line in told] == ["0:00:12", "0:00:03"]
