@@ -5,27 +5,37 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from neuroada import sharding
 from neuroada.adapter.layer import NeuroAdaLinear
 from neuroada.adapter.model import NeuroAdaModel
+from neuroada.adapter.rounds import Rounds
 from neuroada.adapter.selection import select_top_k, wanda_scores
 from neuroada.errors import UserError
 
 
 class _Inputs:
-    """The sums of squares of a layer's inputs, [in] float64, over the tokens it has seen."""
+    """The sums of squares of a layer's inputs, [in] float64, over the tokens it has seen: in this pass, and in all."""
 
     def __init__(self, layer: NeuroAdaLinear, padding: "_Padding") -> None:
         self.layer, self.padding = layer, padding
         self.squares: torch.Tensor | None = None
+        self.total: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         seen = self.padding.without(x).detach().float().square().sum(0, dtype=torch.float64)
         self.squares = seen if self.squares is None else self.squares + seen
         y: torch.Tensor = self.layer.base_layer(x)
         return y
+
+    def end_round(self, rounds: Rounds, device: torch.device) -> None:
+        """Add what each rank's pass has seen. device: of this rank's passes. Collective."""
+        if self.squares is None and rounds.ranks > 1:  # another rank's pass may have reached it
+            self.squares = torch.zeros(self.layer.in_features, dtype=torch.float64, device=device)
+        if self.squares is not None:
+            for part in rounds.each(self.squares):
+                self.total = part if self.total is None else self.total + part
+            self.squares = None
 
 
 class _Padding:
@@ -49,21 +59,23 @@ def select_by_activations(
     """Choose the adapter's connections where |w| x the L2 norm of the layer's input is largest.
 
     forward: runs the model on one batch; or several such functions, over whose batches the squares are summed. The same
-    batches on every rank. Padding is left out by the `attention_mask` the model is called with. Memory: one float64
-    value for each input of each layer.
+    on every rank: the ranks share the passes, and the choice does not depend on how many there are. Padding is left out
+    by the `attention_mask` the model is called with. Memory: two float64 values for each input of each layer.
     """
     layers = model.adapted_layers(adapter)
     padding = _Padding()
     inputs = {layer.name: _Inputs(layer, padding) for layer in layers}
+    rounds = Rounds([forward] if callable(forward) else forward)
     with torch.no_grad(), _watching(model, layers, inputs, padding):
-        for one in [forward] if callable(forward) else forward:
+        for one in rounds:
             one()
+            reached = [seen.squares.device for seen in inputs.values() if seen.squares is not None]
+            for seen in inputs.values():
+                seen.end_round(rounds, reached[0] if reached else seen.layer.base.stored.device)
     for layer in layers:
-        squares = inputs[layer.name].squares
-        if squares is None:
+        squares = inputs[layer.name].total
+        if squares is None or not squares.any():
             raise UserError(f"selection = wanda: no token reaches {layer.name}; leave it out, or give more examples")
-        if dist.is_initialized():
-            dist.broadcast(squares, 0)  # devices may round differently
         k = sharding.shape(layer.neuroada_delta[adapter])[-1]
         with layer.base.own_rows() as (rows, weight):
             layer.set_connections(adapter, rows, select_top_k(wanda_scores(weight, squares), k, "wanda"), weight)

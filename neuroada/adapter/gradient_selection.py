@@ -1,19 +1,20 @@
 """selection = gradient: the connections whose loss gradient is largest, summed over one batch or over many.
 
-One batch: a layer's dense gradient exists while its backward runs, and its connections are chosen then. Several: each
-rank keeps the sum over the batches so far of its own rows, in fp32; its connections are chosen in the last batch.
+The ranks share the passes. A layer's dense gradient exists while its backward runs: then each rank takes its part of
+the rows from every rank's, adds it to its sum, and in the last round chooses the connections of those rows.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from neuroada import sharding
 from neuroada.adapter.layer import NeuroAdaLinear
 from neuroada.adapter.model import NeuroAdaModel
+from neuroada.adapter.rounds import Rounds
 from neuroada.adapter.selection import select_top_k
 from neuroada.errors import UserError
 from neuroada.ops import WeightFormat, pack_indices, unpack_indices
@@ -43,39 +44,61 @@ def _matrix(stored: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
 
 
 class _Sum:
-    """A layer's gradient over the batches, of the rows this rank works on; in the last one its connections are chosen.
+    """A layer's gradient over the passes, of this rank's part of the rows, whose connections the last round chooses.
 
     chosen: [rows, 2k] uint8.
     """
 
-    def __init__(self, layer: NeuroAdaLinear, adapter: str, batches: int) -> None:
-        self.name, self.k = layer.name, sharding.shape(layer.neuroada_delta[adapter])[-1]
-        with layer.base.own_rows() as (self.rows, _):
-            pass
-        self.missing = batches
+    def __init__(self, layer: NeuroAdaLinear, adapter: str, rounds: Rounds) -> None:
+        self.layer, self.rounds = layer, rounds
+        self.k = sharding.shape(layer.neuroada_delta[adapter])[-1]
+        self.reached = False  # in this round
         self.total: torch.Tensor | None = None
-        self.chosen: torch.Tensor | None = None
+        self.chosen = torch.empty(0)
 
     def add(self, dense: torch.Tensor) -> None:
-        if not self.missing:
+        if self.reached:
             raise UserError(
-                f"selection = gradient: {self.name} runs more than once in a pass; leave it out of target_modules"
+                f"selection = gradient: {self.layer.name} runs more than once in a pass; leave it out of target_modules"
             )
-        self.missing -= 1
-        own = dense[self.rows]
-        if self.total is not None:
-            self.total.add_(own)
-        else:
-            self.total = own.clone() if self.missing else own  # a view would keep the other ranks' rows
-        if not self.missing:
+        self.reached = True
+        self.total = self.rounds.add_rows(self.total, dense)
+        if self.rounds.last:
             self.chosen, self.total = pack_indices(select_top_k(self.total, self.k, "gradient")), None
 
-    def connections(self) -> torch.Tensor:
-        if self.chosen is None:
+
+class _Sums:
+    """The sums of all layers, by the layer's name."""
+
+    def __init__(self, layers: list[NeuroAdaLinear], adapter: str, rounds: Rounds) -> None:
+        self.rounds = rounds
+        self.by_name = {layer.name: _Sum(layer, adapter, rounds) for layer in layers}
+        self.names = list(self.by_name)
+        self.device = layers[0].base.stored.device
+
+    def add(self, name: str, dense: torch.Tensor) -> None:
+        self.device = dense.device
+        self._meet(self.names.index(name))
+        self.by_name[name].add(dense)
+
+    def end_round(self) -> None:
+        self._meet(len(self.names))
+        for name, one in self.by_name.items():
+            if not one.reached:
+                raise UserError(
+                    f"selection = gradient: no gradient reached {name} in some pass; leave it out of target_modules"
+                )
+            one.reached = False
+
+    def _meet(self, number: int) -> None:
+        """Every rank's pass is at the layer of this number, or at its end: else they would wait for each other."""
+        met = self.rounds.numbers(number, self.device)
+        if len(met) > 1:
+            names = ", ".join(self.names[number] for number in sorted(met) if number < len(self.names))
             raise UserError(
-                f"selection = gradient: no gradient reached {self.name} in some pass; leave it out of target_modules"
+                f"selection = gradient: the ranks' passes reach different layers ({names}); leave those that not every "
+                f"batch reaches out of target_modules"
             )
-        return self.chosen
 
 
 def select_by_gradient(
@@ -84,34 +107,34 @@ def select_by_gradient(
     """Choose the adapter's connections where |dL/dW| is largest.
 
     backward: runs the model on one batch, every layer once, and the loss's backward; or several such functions, over
-    whose batches the gradients are summed. The same batches on every rank, so that the choice does not depend on their
-    number. Nothing trains meanwhile: no parameter gets a gradient.
+    whose batches the gradients are summed. The same on every rank: the ranks share the passes, and the choice does not
+    depend on how many there are. Nothing trains meanwhile: no parameter gets a gradient.
 
-    Memory: of one batch, one layer's dense gradient at a time, in fp32. Of several, besides, one fp32 value for every
-    entry of this rank's rows of the adapted weights, however many batches there are.
+    Memory: while a layer's backward runs, its dense gradient in fp32 (on each of several ranks three of them). Where
+    there are more batches than ranks, besides, one fp32 value for every entry of the adapted weights, divided evenly by
+    the ranks, however the weights are stored and however many batches there are.
     """
-    batches = [backward] if callable(backward) else list(backward)
     layers = model.adapted_layers(adapter)
-    sums = {layer.name: _Sum(layer, adapter, len(batches)) for layer in layers}
+    rounds = Rounds([backward] if callable(backward) else backward)
+    sums = _Sums(layers, adapter, rounds)
     training = [param for param in model.parameters() if param.requires_grad]
     for param in training:
         param.requires_grad_(False)  # an engine's hooks would take this backward for a step's
     for layer in layers:
-        layer.forward = _scouting(layer, sums[layer.name].add)  # type: ignore[method-assign]
+        layer.forward = _scouting(layer, partial(sums.add, layer.name))  # type: ignore[method-assign]
     try:
-        for one in batches:
+        for one in rounds:
             one()
+            sums.end_round()
     finally:
         for layer in layers:
             del layer.forward
         for param in training:
             param.requires_grad_(True)
     for layer in layers:
-        idx_bytes = layer.base.join_rows(sums[layer.name].connections())
-        if dist.is_initialized():
-            dist.broadcast(idx_bytes, 0)  # of whole weights: devices may round differently
+        idx = unpack_indices(rounds.join_rows(sums.by_name[layer.name].chosen, layer.out_features))
         with layer.base.own_rows() as (rows, weight):
-            layer.set_connections(adapter, rows, unpack_indices(idx_bytes)[rows].to(weight.device), weight)
+            layer.set_connections(adapter, rows, idx[rows].to(weight.device), weight)
     model.record_fingerprint(adapter)
 
 

@@ -46,7 +46,7 @@ class Change(NamedTuple):
 class Calibration(Protocol):
     """The training examples that a method may choose by, adapter.calibration_examples of them, in passes of a few.
 
-    The passes depend on the recipe alone: they are the same for any engine and world size, and every rank runs them.
+    The passes depend on the recipe alone: every rank has all of them, the same for any engine and world size.
     """
 
     def forwards(self) -> list[Callable[[], object]]:

@@ -36,8 +36,8 @@ class ExampleCalibration:
     ) -> "ExampleCalibration":
         """The loaded model that the passes are to run on.
 
-        before_pass: called on every rank before each pass with its number, from 0, the number of passes, and the share
-        of all their tokens that is done: 0 to 1.
+        before_pass: called before each pass that this rank runs with its number, from 0, the number of passes, and the
+        share of all their tokens that is in those before it: 0 to 1.
         """
         self.engine, self.model, self.before_pass = engine, model, before_pass
         return self

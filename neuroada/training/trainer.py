@@ -137,19 +137,21 @@ class Trainer:
     def _before_selection_pass(self, number: int, passes: int, done: float) -> None:
         """Choosing connections by a whole training set takes as long as training on it: each pass is as a step.
 
-        The time left is told after three passes, and anew whenever it has taken four times as long: a short pass takes
-        longer than its tokens' share.
+        Ranks share the passes. Rank 0 tells the time left after three of its own, and anew whenever it has taken four
+        times as long: a short pass takes longer than its tokens' share.
         """
         self.watchdog.watch(f"pass {number + 1} of {passes} of the selection")
         if self.stop.agreed(self.engine):
             raise Preempted(
                 f"stopped before pass {number + 1} of {passes} of the selection; run the same command again"
             )
+        if self.engine.rank != 0:
+            return
         now = time.perf_counter()
         if number == 0:
             self.selecting_since, self.told_after = now, 0.0
         took = now - self.selecting_since
-        if number >= 3 and took >= 4 * self.told_after and self.engine.rank == 0:
+        if number >= 3 * self.engine.world_size and took >= 4 * self.told_after:
             describe_time(took / done * (1 - done), passes - number, "passes of the selection")
             self.told_after = took
 

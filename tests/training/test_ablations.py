@@ -13,6 +13,7 @@ from neuroada.errors import UserError
 from neuroada.methods import make_method
 
 RANKS = [("single", 1), ("zero2", 2), ("zero3", 2), ("fsdp2", 2)]
+MORE_RANKS = [("zero3", 3), ("fsdp2", 4)]  # where passes are shared: as many as there are, and one that has none
 OUT = (64, 32, 32, 64, 128, 128, 64)  # neurons of the tiny model's seven projections
 BY_EXAMPLES = "adapter.calibration_examples=20"  # three passes
 CASES = {
@@ -33,7 +34,7 @@ def folders(tiny_runs: TinyRuns) -> dict[str, dict[tuple[str, int], Path]]:
             source: tiny_runs.add(
                 f"ablation-{case.replace(' ', '-')}-{source[0]}x{source[1]}", *source, "train.max_steps=3", *fields
             )
-            for source in RANKS
+            for source in RANKS + MORE_RANKS * (BY_EXAMPLES in fields)
         }
         for case, fields in CASES.items()
     }

@@ -60,7 +60,7 @@ def test_the_time_left_is_told_from_tokens_and_anew(
 ) -> None:
     """Twenty passes of a second, the long ones first: told after three seconds, and again after twelve."""
     trainer = Trainer.__new__(Trainer)
-    trainer.watchdog, trainer.engine = SimpleNamespace(watch=lambda what: None), SimpleNamespace(rank=0)
+    trainer.watchdog, trainer.engine = SimpleNamespace(watch=lambda what: None), SimpleNamespace(rank=0, world_size=1)
     trainer.stop = SimpleNamespace(agreed=lambda engine: False)
     for number in range(20):
         monkeypatch.setattr("neuroada.training.trainer.time.perf_counter", lambda now=number: 100.0 + now)
