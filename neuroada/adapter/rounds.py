@@ -38,7 +38,7 @@ class Rounds:
         """Of all ranks: one, where they agree. Collective."""
         if self.ranks == 1:
             return {number}
-        return {int(said) for said in self._gathered(torch.tensor(number, device=device))}
+        return {int(said) for said in self._gathered(torch.tensor([number], device=device))}
 
     def each(self, found: torch.Tensor) -> list[torch.Tensor]:
         """What each pass of this round has found, in their order, from this rank's. Collective."""
