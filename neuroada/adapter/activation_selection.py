@@ -63,6 +63,8 @@ def select_by_activations(
     by the `attention_mask` the model is called with. Memory: two float64 values for each input of each layer.
     """
     layers = model.adapted_layers(adapter)
+    if not layers:
+        raise UserError(f"adapter = {adapter!r}: no layer of the model has it")
     padding = _Padding()
     inputs = {layer.name: _Inputs(layer, padding) for layer in layers}
     rounds = Rounds([forward] if callable(forward) else forward)

@@ -115,6 +115,8 @@ def select_by_gradient(
     the ranks, however the weights are stored and however many batches there are.
     """
     layers = model.adapted_layers(adapter)
+    if not layers:
+        raise UserError(f"adapter = {adapter!r}: no layer of the model has it")
     rounds = Rounds([backward] if callable(backward) else backward)
     sums = _Sums(layers, adapter, rounds)
     training = [param for param in model.parameters() if param.requires_grad]

@@ -4,8 +4,10 @@ import json
 
 import pytest
 from distributed_runs import run_ranks
-from ranks_selection import CASES, choose
+from peft import get_peft_model
+from ranks_selection import CASES, Two, choose
 
+from neuroada import NeuroAdaConfig, select_by_activations, select_by_gradient
 from neuroada.adapter.rounds import Rounds
 from neuroada.errors import UserError
 
@@ -39,3 +41,10 @@ def test_a_layer_that_some_passes_leave_out_ends_every_rank(found: list[dict[str
 def test_no_pass_at_all() -> None:
     with pytest.raises(UserError, match="give at least one pass"):
         Rounds([])
+
+
+@pytest.mark.parametrize("select", [select_by_gradient, select_by_activations])
+def test_an_adapter_that_is_not_there(select) -> None:
+    tuned = get_peft_model(Two(), NeuroAdaConfig(k=2, target_modules=["first"]))
+    with pytest.raises(UserError, match="adapter = 'other': no layer of the model has it"):
+        select(tuned.base_model, "other", lambda: None)
