@@ -64,7 +64,7 @@ def select_by_activations(
     """
     layers = model.adapted_layers(adapter)
     if not layers:
-        raise UserError(f"adapter = {adapter!r}: no layer of the model has it")
+        raise UserError(f"adapter = {adapter!r}: no layer has it; name one of {', '.join(model.peft_config)}")
     padding = _Padding()
     inputs = {layer.name: _Inputs(layer, padding) for layer in layers}
     rounds = Rounds([forward] if callable(forward) else forward)

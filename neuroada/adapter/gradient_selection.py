@@ -43,52 +43,42 @@ def _matrix(stored: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
     return weight_format.scratch(stored) if matrix is None else matrix
 
 
-class _Sum:
-    """A layer's gradient over the passes, of this rank's part of the rows, whose connections the last round chooses.
-
-    chosen: [rows, 2k] uint8.
-    """
-
-    def __init__(self, layer: NeuroAdaLinear, adapter: str, rounds: Rounds) -> None:
-        self.layer, self.rounds = layer, rounds
-        self.k = sharding.shape(layer.neuroada_delta[adapter])[-1]
-        self.reached = False  # in this round
-        self.total: torch.Tensor | None = None
-        self.chosen = torch.empty(0)
-
-    def add(self, dense: torch.Tensor) -> None:
-        if self.reached:
-            raise UserError(
-                f"selection = gradient: {self.layer.name} runs more than once in a pass; leave it out of target_modules"
-            )
-        self.reached = True
-        self.total = self.rounds.add_rows(self.total, dense)
-        if self.rounds.last:
-            self.chosen, self.total = pack_indices(select_top_k(self.total, self.k, "gradient")), None
-
-
 class _Sums:
-    """The sums of all layers, by the layer's name."""
+    """The layers' gradients over the passes, of this rank's part of the rows, whose connections the last round chooses.
+
+    By the layer's name: totals, [rows, in] fp32; chosen, [rows, 2k] uint8.
+    """
 
     def __init__(self, layers: list[NeuroAdaLinear], adapter: str, rounds: Rounds) -> None:
         self.rounds = rounds
-        self.by_name = {layer.name: _Sum(layer, adapter, rounds) for layer in layers}
-        self.names = list(self.by_name)
+        self.k = {layer.name: sharding.shape(layer.neuroada_delta[adapter])[-1] for layer in layers}
+        self.names = list(self.k)
         self.device = layers[0].base.stored.device
+        self.reached: set[str] = set()  # in this round
+        self.totals: dict[str, torch.Tensor] = {}
+        self.chosen: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, dense: torch.Tensor) -> None:
         self.device = dense.device
         self._meet(self.names.index(name))
-        self.by_name[name].add(dense)
+        if name in self.reached:
+            raise UserError(
+                f"selection = gradient: {name} runs more than once in a pass; leave it out of target_modules"
+            )
+        self.reached.add(name)
+        total = self.rounds.add_rows(self.totals.pop(name, None), dense)
+        if self.rounds.last:
+            self.chosen[name] = pack_indices(select_top_k(total, self.k[name], "gradient"))
+        else:
+            self.totals[name] = total
 
     def end_round(self) -> None:
         self._meet(len(self.names))
-        for name, one in self.by_name.items():
-            if not one.reached:
-                raise UserError(
-                    f"selection = gradient: no gradient reached {name} in some pass; leave it out of target_modules"
-                )
-            one.reached = False
+        if missed := [name for name in self.names if name not in self.reached]:
+            raise UserError(
+                f"selection = gradient: no gradient reached {missed[0]} in some pass; leave it out of target_modules"
+            )
+        self.reached.clear()
 
     def _meet(self, number: int) -> None:
         """Every rank's pass is at the layer of this number, or at its end: else they would wait for each other."""
@@ -116,7 +106,7 @@ def select_by_gradient(
     """
     layers = model.adapted_layers(adapter)
     if not layers:
-        raise UserError(f"adapter = {adapter!r}: no layer of the model has it")
+        raise UserError(f"adapter = {adapter!r}: no layer has it; name one of {', '.join(model.peft_config)}")
     rounds = Rounds([backward] if callable(backward) else backward)
     sums = _Sums(layers, adapter, rounds)
     training = [param for param in model.parameters() if param.requires_grad]
@@ -134,7 +124,7 @@ def select_by_gradient(
         for param in training:
             param.requires_grad_(True)
     for layer in layers:
-        idx = unpack_indices(rounds.join_rows(sums.by_name[layer.name].chosen, layer.out_features))
+        idx = unpack_indices(rounds.join_rows(sums.chosen[layer.name], layer.out_features))
         with layer.base.own_rows() as (rows, weight):
             layer.set_connections(adapter, rows, idx[rows].to(weight.device), weight)
     model.record_fingerprint(adapter)

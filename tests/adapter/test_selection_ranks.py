@@ -46,5 +46,5 @@ def test_no_pass_at_all() -> None:
 @pytest.mark.parametrize("select", [select_by_gradient, select_by_activations])
 def test_an_adapter_that_is_not_there(select) -> None:
     tuned = get_peft_model(Two(), NeuroAdaConfig(k=2, target_modules=["first"]))
-    with pytest.raises(UserError, match="adapter = 'other': no layer of the model has it"):
+    with pytest.raises(UserError, match="adapter = 'other': no layer has it; name one of default"):
         select(tuned.base_model, "other", lambda: None)
